@@ -98,7 +98,11 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A moment's load, in pictures. `step_ms` is the recent mean of one UNet call for one sample."""
+    """A moment's load, in pictures.
+
+    `step_ms` is the recent mean of one UNet row in milliseconds, `batch_rows` the size of the last UNet call, `ticks`
+    and `pictures_done` count since the start. Not `healthy`: call after call fails, the process should be replaced.
+    """
 
     running: int
     waiting: int
@@ -106,6 +110,8 @@ class EngineStats:
     step_ms: float
     ticks: int = 0
     pictures_done: int = 0
+    batch_rows: int = 0
+    healthy: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +145,15 @@ class PictureDone:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """Every picture was delivered. `queue_s` waited, `run_s` from first slot to last pixel, in seconds."""
+    """Every picture was delivered. `queue_s` waited, `run_s` from first slot to last pixel, in seconds.
+
+    `notes` say in plain words what of the request could not be honoured in full, such as a prompt cut short.
+    """
 
     job_id: str
     queue_s: float
     run_s: float
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,76 @@
+"""Which pictures may share a UNet call, and which call comes next. Pure functions over slots."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from inference.engine.slots import GroupKey, Slot, Ticket
+
+
+def choose_members(running: Sequence[Slot], max_batch: int, max_rows: int) -> list[Slot]:
+    """The slots of the next call: the group of the slot that has waited longest, longest waiting first.
+
+    `running` must not be empty. A slot of two rows is taken even where `max_rows` is one: it cannot be split.
+    """
+    key = min(running, key=lambda slot: (slot.last_tick, slot.serial)).key
+    group = sorted((slot for slot in running if slot.key == key), key=lambda slot: slot.last_tick)
+    limit = max(2, key.bucket or max_rows)
+    members: list[Slot] = []
+    rows = 0
+    for slot in group:
+        if rows + slot.rows <= limit and len(members) < max_batch:
+            members.append(slot)
+            rows += slot.rows
+    return sorted(members, key=lambda slot: slot.serial)  # a steady order lets the batch's tensors be kept
+
+
+def group_size(running: Iterable[Slot], ticket: Ticket, index: int) -> int:
+    """How many slots compete with this picture for its group's places."""
+    spec = ticket.job.pictures[index]
+    if ticket.job.strict:
+        return sum(1 for slot in running if slot.key.alone)
+    size = (spec.height, spec.width)
+    return sum(1 for slot in running if not slot.key.alone and (slot.key.height, slot.key.width) == size)
+
+
+def choose_bucket(
+    key: GroupKey, rows: int, running: Iterable[Slot], waiting_rows: int, *, buckets: tuple[int, ...], max_rows: int
+) -> int:
+    """The bucket that a new slot keeps: one under way with room, else the least that holds what waits with it.
+
+    Args:
+        key: the slot's group with bucket 0.
+        rows: rows that the slot takes.
+        running: every slot under way.
+        waiting_rows: rows of waiting pictures that could join.
+        buckets: allowed sizes in rows, ascending; empty for no padding (the answer is then 0).
+        max_rows: no more than this many.
+
+    """
+    if not buckets:
+        return 0
+    if key.alone:
+        return rows
+    taken: dict[int, int] = {}
+    for slot in running:
+        if replace(slot.key, bucket=0) == key:
+            taken[slot.key.bucket] = taken.get(slot.key.bucket, 0) + slot.rows
+    for bucket, used in taken.items():
+        if used + rows <= bucket:
+            return bucket
+    wanted = max(rows, min(rows + waiting_rows, max_rows))
+    return next((size for size in buckets if size >= wanted), buckets[-1])
+
+
+def rows_waiting_for(key: GroupKey, waiting: Iterable[tuple[Ticket, int]]) -> int:
+    """Rows of the waiting pictures that could be batched with a slot of this group."""
+    rows = 0
+    for ticket, index in waiting:
+        spec = ticket.job.pictures[index]
+        if not ticket.job.strict and (spec.height, spec.width) == (key.height, key.width):
+            rows += 2 if spec.guidance_scale > 1 else 1
+    return rows
