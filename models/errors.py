@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+PROBLEMS_MAX = 100
+FIELD_MAX_CHARS = 200
+"""Bounds of what an error repeats from a request: a body of a million unknown fields gets a short answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class FieldProblem:
     """One thing wrong with one field: its dotted path and the reason in plain words."""
@@ -175,8 +180,8 @@ def problems_from_pydantic(errors: Sequence[Any], skip: int = 0) -> list[FieldPr
 
     """
     problems = []
-    for item in errors:
-        field = ".".join(str(part) for part in item["loc"][skip:]) or "body"
+    for item in errors[:PROBLEMS_MAX]:
+        field = ".".join(str(part) for part in item["loc"][skip:])[:FIELD_MAX_CHARS] or "body"
         reason = str(item["msg"]).removeprefix("Value error, ")
         problems.append(FieldProblem(field, reason))
     return problems

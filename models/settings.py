@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsError as SourceError
 
 Settings = TypeVar("Settings", bound=BaseSettings)
 
@@ -40,6 +41,8 @@ def load_settings(kind: type[Settings]) -> Settings:
     """
     try:
         return kind()
+    except SourceError as problem:  # a list or mapping that is not JSON; the text names the field alone
+        raise SettingsError(str(problem)) from None
     except ValidationError as problem:
         lines = [
             f"{'IGEN_' + '.'.join(map(str, item['loc'])).upper()}: {item['msg']}"

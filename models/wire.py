@@ -6,6 +6,7 @@ cannot drift apart. All types are frozen. The job input is a superset of worker-
 
 from __future__ import annotations
 
+import unicodedata
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -44,7 +45,7 @@ def _multiple_of_eight(value: int) -> int:
 
 
 def _printable(value: str) -> str:
-    if any(ord(char) < 32 and char not in "\t\n\r" for char in value):  # noqa: PLR2004
+    if any(unicodedata.category(char) == "Cc" and char not in "\t\n\r" for char in value):
         raise ValueError("must not contain control characters")
     return value
 
@@ -57,6 +58,7 @@ PromptText = Annotated[
 NegativeText = Annotated[
     str, StringConstraints(strip_whitespace=True, max_length=PROMPT_MAX_CHARS), AfterValidator(_printable)
 ]
+PlainText = Annotated[str, AfterValidator(_printable)]
 Side = Annotated[int, Field(strict=True, ge=64, le=4096), AfterValidator(_multiple_of_eight)]
 JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
 
@@ -81,6 +83,7 @@ class JobInput(_Wire):
     num_inference_steps: int | None = Field(None, strict=True, ge=1, le=150, description="Denoising steps.")
     guidance_scale: float | None = Field(
         None,
+        strict=True,
         ge=0,
         le=50,
         description="Classifier-free guidance; at 1 or below the negative prompt has no effect.",
@@ -89,7 +92,7 @@ class JobInput(_Wire):
         None, strict=True, ge=0, lt=SEED_COUNT, description="Absent: drawn at random and reported."
     )
     num_images: int = Field(1, strict=True, ge=1, le=16, description="Picture i has seed (seed + i) mod 2^32.")
-    scheduler: str | None = Field(None, min_length=1, max_length=64, description="Sampler name.")
+    scheduler: PlainText | None = Field(None, min_length=1, max_length=64, description="Sampler name.")
     strict: bool = Field(
         False,
         strict=True,
@@ -98,10 +101,10 @@ class JobInput(_Wire):
     request_id: JobId | None = Field(None, description="Correlation id; also the job's id on a self-hosted server.")
     # worker-sdxl's fields for img2img and the refiner. image_url is refused where it cannot be honoured; the
     # others mean nothing without it or a refiner, so they are accepted and named in the output's `ignored`.
-    image_url: str | None = Field(None, max_length=4096, description="img2img source; not available yet.")
-    strength: float | None = Field(None, ge=0, le=1, description="img2img only; otherwise ignored.")
+    image_url: PlainText | None = Field(None, max_length=4096, description="img2img source; not available yet.")
+    strength: float | None = Field(None, strict=True, ge=0, le=1, description="img2img only; otherwise ignored.")
     refiner_inference_steps: int | None = Field(None, strict=True, ge=0, le=150, description="Refiner only.")
-    high_noise_frac: float | None = Field(None, ge=0, le=1, description="Refiner only.")
+    high_noise_frac: float | None = Field(None, strict=True, ge=0, le=1, description="Refiner only.")
 
     def ignored_fields(self) -> list[str]:
         """Names of fields that the caller sent and that change nothing."""
@@ -120,17 +123,17 @@ class Policy(_Wire):
 class S3Config(_Wire):
     """Where to put the pictures of one request, instead of returning them as base64."""
 
-    accessId: str = Field(min_length=1, max_length=256)  # noqa: N815
-    accessSecret: str = Field(min_length=1, max_length=256, repr=False)  # noqa: N815
+    accessId: PlainText = Field(min_length=1, max_length=256)  # noqa: N815
+    accessSecret: PlainText = Field(min_length=1, max_length=256, repr=False)  # noqa: N815
     bucketName: str = Field(min_length=3, max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]+$")  # noqa: N815
-    endpointUrl: str = Field(min_length=8, max_length=2048)  # noqa: N815
+    endpointUrl: PlainText = Field(min_length=8, max_length=2048)  # noqa: N815
 
 
 class JobRequest(_Wire):
     """The body of `/run` and `/runsync`."""
 
     input: JobInput
-    webhook: str | None = Field(None, min_length=8, max_length=2048)
+    webhook: PlainText | None = Field(None, min_length=8, max_length=2048)
     policy: Policy = Policy()
     s3Config: S3Config | None = None  # noqa: N815
 
@@ -168,7 +171,8 @@ class Receipt(_Wire):
 class JobOutput(_Wire):
     """worker-sdxl's `{images, image_url, seed}` and more keys beside.
 
-    `images` are `data:image/png;base64,...` or, after an upload, links. Times are in seconds.
+    `images` are `data:image/png;base64,...` or, after an upload, links. Times are in seconds. `notes` say in plain
+    words what could not be honoured in full.
     """
 
     images: list[str]
@@ -179,6 +183,7 @@ class JobOutput(_Wire):
     height: int
     demonstration: bool
     ignored: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
     receipt: Receipt
     timings: dict[str, float]
 

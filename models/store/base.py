@@ -1,0 +1,99 @@
+"""What every object store promises."""
+
+from __future__ import annotations
+
+import secrets
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from models.store.errors import ObjectMissingError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """Size in bytes; `etag` with its quotes, as an HTTP header carries it; `last_modified` in UTC."""
+
+    size: int
+    etag: str
+    last_modified: datetime
+
+
+class ObjectStore(ABC):
+    """Objects under keys. Every method checks its key first and may raise InvalidKeyError and StoreError."""
+
+    @abstractmethod
+    async def put(self, key: str, data: bytes, *, media_type: str) -> None:
+        """Write an object, whole or not at all; it replaces one that is there.
+
+        `media_type` is kept where the store can (S3); a local folder keeps only bytes.
+        """
+
+    @abstractmethod
+    async def get(self, key: str) -> bytes:
+        """Read an object.
+
+        Raises:
+            ObjectMissingError: there is none.
+
+        """
+
+    @abstractmethod
+    async def get_range(self, key: str, start: int, end: int) -> bytes:
+        """Read bytes `start` up to, not including, `end`; fewer, or none, where the object ends before.
+
+        Raises:
+            ObjectMissingError: there is none.
+            ValueError: not 0 <= start <= end.
+
+        """
+
+    @abstractmethod
+    async def head(self, key: str) -> ObjectInfo:
+        """What is known of an object without reading it.
+
+        Raises:
+            ObjectMissingError: there is none.
+
+        """
+
+    @abstractmethod
+    async def delete(self, key: str) -> None:
+        """Remove an object; it is no error when there is none."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> AsyncIterator[str]:
+        """The keys in a folder and all below it, in no promised order; `""` for all."""
+
+    async def exists(self, key: str) -> bool:
+        """Whether there is an object under this key."""
+        try:
+            await self.head(key)
+        except ObjectMissingError:
+            return False
+        return True
+
+    async def check(self) -> None:
+        """Write, read and delete a small object of our own.
+
+        Raises:
+            StoreError: one of the three failed.
+
+        """
+        key, data = f"probe/{secrets.token_hex(8)}", secrets.token_bytes(16)
+        await self.put(key, data, media_type="application/octet-stream")
+        try:
+            if await self.get(key) != data:
+                raise StoreError("The object store gave back other bytes than were written.")
+        finally:
+            await self.delete(key)
+
+
+def check_range(start: int, end: int) -> None:
+    """Raise ValueError unless 0 <= start <= end."""
+    if not 0 <= start <= end:
+        raise ValueError(f"not a byte range: {start} to {end}")

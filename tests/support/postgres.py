@@ -1,0 +1,108 @@
+"""A private PostgreSQL server for the tests, and the fixture that gives each test a fresh database on each kind."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import psycopg
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+APT_LINE = "sudo apt-get install -y postgresql"
+
+
+class PostgresCluster:
+    """One server in a temporary folder, reached through a unix socket alone."""
+
+    def __init__(self, binaries: Path) -> None:
+        self.binaries = binaries
+        self.folder = Path(tempfile.mkdtemp(prefix="igen-pg-", dir="/tmp"))
+        # the server refuses to run as root, and must then be able to enter its folder
+        self.user = "postgres" if os.geteuid() == 0 else None
+        if self.user:
+            account = pwd.getpwnam(self.user)
+            os.chown(self.folder, account.pw_uid, account.pw_gid)
+        self._run("initdb", "-D", self.data, "-U", "igen", "--auth=trust", "-E", "UTF8", "--no-sync")
+        # fsync off: the tests' data need not survive the machine
+        options = f"-k {self.folder} -c listen_addresses='' -c fsync=off -c max_connections=200"
+        self._run("pg_ctl", "-D", self.data, "-o", options, "-l", f"{self.folder}/log", "-w", "start")
+
+    @property
+    def data(self) -> str:
+        return f"{self.folder}/data"
+
+    def create_database(self) -> str:
+        """Make a database and return its address."""
+        name = f"t{uuid.uuid4().hex}"
+        self._execute(f'CREATE DATABASE "{name}"')
+        return f"postgresql://igen@/{name}?host={quote(str(self.folder), safe='')}"
+
+    def drop_database(self, url: str) -> None:
+        name = url.split("?", maxsplit=1)[0].rsplit("/", maxsplit=1)[-1]
+        self._execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-D", self.data, "-m", "immediate", "-w", "stop")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _execute(self, statement: str) -> None:
+        with psycopg.connect(f"host={self.folder} user=igen dbname=postgres", autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+    def _run(self, program: str, *arguments: str) -> None:
+        # output goes to a file: the server inherits it and would keep a pipe open for ever
+        with tempfile.TemporaryFile() as output:
+            done = subprocess.run(
+                [str(self.binaries / program), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                user=self.user,
+                cwd=self.folder,
+                check=False,
+            )
+            if done.returncode:
+                output.seek(0)
+                pytest.fail(f"{program} failed:\n{output.read().decode(errors='replace')}")
+
+
+def find_binaries() -> Path:
+    """The newest installed server's folder of programs."""
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    on_path = shutil.which("initdb")
+    if not folders and not on_path:
+        pytest.fail(f"PostgreSQL is not installed: {APT_LINE} (or set IGEN_TEST_POSTGRES=0 to leave its tests out)")
+    return (folders[-1] if folders else Path(str(on_path))).parent
+
+
+@functools.cache
+def cluster() -> PostgresCluster:
+    """The one server of this test process, started when first needed and stopped at its end."""
+    server = PostgresCluster(find_binaries())
+    atexit.register(server.stop)
+    return server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The address of an empty database, on SQLite and on PostgreSQL."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/test.db"
+        return
+    if os.environ.get("IGEN_TEST_POSTGRES") == "0":
+        pytest.skip("IGEN_TEST_POSTGRES=0")
+    url = cluster().create_database()
+    yield url
+    cluster().drop_database(url)
