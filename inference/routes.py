@@ -1,0 +1,223 @@
+"""RunPod's queue API on HTTP: each route reads its request, asks the dispatcher, answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from pydantic import TypeAdapter, ValidationError
+
+from inference.answers import brief_answer, encode
+from inference.dispatch import Dispatcher
+from inference.metrics import CONTENT_TYPE
+from inference.service import Phase, Service
+from models.errors import BadRequestError, FieldProblem, InvalidInputError, NotFoundError, TooLargeError
+from models.wire import JobId, JobRequest, invalid_input
+
+if TYPE_CHECKING:
+    from inference.auth import KeyGuard
+    from inference.jobs import JobRecord
+
+RUN_MAX_BYTES = 10_000_000
+RUNSYNC_MAX_BYTES = 20_000_000
+WAIT_DEFAULT_MS = 90_000
+WAIT_MIN_MS = 1_000
+WAIT_MAX_MS = 300_000
+
+_JOB_ID = TypeAdapter(JobId)
+_PING = {Phase.LOADING: 204, Phase.READY: 200}
+
+
+def service_of(request: Request) -> Service:
+    """The process's one service."""
+    return cast("Service", request.app.state.service)
+
+
+def check_caller(request: Request, endpoint: Annotated[str, Path()]) -> None:
+    """Every queue route: a good key, then the right endpoint.
+
+    Raises:
+        UnauthorizedError: no key or a wrong one.
+        NotFoundError: another endpoint's name.
+
+    """
+    guard: KeyGuard = request.app.state.guard
+    guard.check(request.headers.get("authorization"))
+    if endpoint != service_of(request).settings.endpoint:
+        raise NotFoundError("There is no endpoint of this name.")
+
+
+def queue(request: Request) -> Dispatcher:
+    """The queue, where it is ready."""
+    return service_of(request).ready()
+
+
+open_router = APIRouter()
+router = APIRouter(prefix="/v2/{endpoint}", dependencies=[Depends(check_caller)])
+
+Queue = Annotated[Dispatcher, Depends(queue)]
+Wait = Annotated[int, Query(ge=WAIT_MIN_MS, le=WAIT_MAX_MS)]
+LongPoll = Annotated[int, Query(ge=0, le=WAIT_MAX_MS)]
+Ttl = Annotated[int | None, Query(ge=1)]
+
+
+@open_router.get("/ping")
+async def ping(request: Request) -> Response:
+    """204 while loading, 200 when ready, 503 otherwise; RunPod's load balancer asks it."""
+    return Response(status_code=_PING.get(service_of(request).phase, 503))
+
+
+@open_router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Prometheus' text."""
+    return Response(service_of(request).metrics.render(), media_type=CONTENT_TYPE)
+
+
+@router.post("/run")
+async def run(request: Request) -> Response:
+    """Accept a job and answer at once."""
+    record = await _submit(request, RUN_MAX_BYTES, sync=False)
+    return _json(brief_answer(record))
+
+
+@router.post("/runsync")
+async def runsync(request: Request, wait: Wait = WAIT_DEFAULT_MS) -> Response:
+    """Accept a job and answer when it is over, or as it stands after `wait` milliseconds.
+
+    A caller that goes away cancels nothing: its job runs on and can be asked for.
+    """
+    record = await _submit(request, RUNSYNC_MAX_BYTES, sync=True)
+    dispatcher = queue(request)
+    await dispatcher.wait_end(record, wait / 1000)
+    return _json(dispatcher.answer(record))
+
+
+@router.get("/status/{job_id}")
+async def status(dispatcher: Queue, job_id: str, wait: LongPoll = 0, ttl: Ttl = None) -> Response:
+    """A job as it stands. `wait`: only when something changed, at most so many milliseconds later."""
+    record = dispatcher.get(job_id)
+    if ttl is not None:
+        dispatcher.keep_for(record, ttl / 1000)
+    if wait:
+        await dispatcher.wait_change(record, wait / 1000)
+    return _json(dispatcher.answer(record))
+
+
+@router.api_route("/stream/{job_id}", methods=["GET", "POST"])
+async def stream(dispatcher: Queue, job_id: str) -> Response:
+    """Progress and pictures that have not been handed out yet."""
+    return _json(dispatcher.stream(dispatcher.get(job_id)))
+
+
+@router.post("/cancel/{job_id}")
+async def cancel(dispatcher: Queue, job_id: str) -> Response:
+    """Stop a job at its next step."""
+    return _json(brief_answer(dispatcher.cancel(job_id)))
+
+
+@router.post("/retry/{job_id}")
+async def retry(request: Request, job_id: str) -> Response:
+    """Put a failed job back into the queue."""
+    return _json(brief_answer(service_of(request).accepting().retry(job_id)))
+
+
+@router.post("/purge-queue")
+async def purge_queue(dispatcher: Queue) -> Response:
+    """Cancel every job that waits."""
+    return _json(encode({"removed": dispatcher.purge(), "status": "completed"}))
+
+
+@router.get("/health")
+async def health(request: Request) -> dict[str, Any]:
+    """Jobs and workers in numbers; answers while loading too."""
+    return service_of(request).health().model_dump()
+
+
+@router.get("/info")
+async def info(request: Request) -> dict[str, Any]:
+    """What is loaded and what it accepts."""
+    service = service_of(request)
+    loaded, settings = service.engine().info, service.settings
+    return {
+        "checkpoint": loaded.checkpoint,
+        "checkpoint_sha256": loaded.sha256,
+        "demonstration": loaded.demonstration,
+        "device": loaded.device,
+        "dtype": loaded.dtype,
+        "attention": loaded.attention,
+        "schedulers": list(loaded.schedulers),
+        "defaults": {name: getattr(loaded.defaults, name) for name in loaded.defaults.__slots__},
+        "bounds": {
+            name: getattr(settings, name)
+            for name in ("min_side", "max_side", "max_pixels", "max_steps", "max_images", "max_waiting")
+        },
+        "versions": loaded.versions,
+    }
+
+
+async def _submit(request: Request, max_bytes: int, *, sync: bool) -> JobRecord:
+    dispatcher = queue(request)
+    key = _idempotency_key(request)
+    body = parse_request(await read_body(request, max_bytes))
+    known = dispatcher.book.find(key or body.input.request_id or "")
+    if known is None:  # a repeat is answered while draining too
+        dispatcher = service_of(request).accepting()
+    correlation_id = request.state.request_id if request.state.request_id_given else body.input.request_id or key
+    return dispatcher.submit(body, key=key, sync=sync, correlation_id=correlation_id or request.state.request_id)
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body, never more than `max_bytes` of it in memory.
+
+    Raises:
+        TooLargeError: it is larger, or says so.
+
+    """
+    too_large = TooLargeError(f"The request body may have at most {max_bytes} bytes.")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise too_large
+    return bytes(body)
+
+
+def parse_request(body: bytes) -> JobRequest:
+    """Validate the body of `/run` and `/runsync`.
+
+    Raises:
+        BadRequestError: it is no JSON.
+        InvalidInputError: naming every wrong field.
+
+    """
+    try:
+        return JobRequest.model_validate_json(body)
+    except ValidationError as problem:
+        first = problem.errors(include_url=False, include_context=False, include_input=False)[0]
+        # too deep and too many digits are JSON still; what is wrong is the content
+        content = any(words in first["msg"] for words in ("recursion limit", "number out of range"))
+        if first["type"] == "json_invalid" and not content:
+            raise BadRequestError(
+                f"The body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}"
+            ) from None
+        raise invalid_input(problem) from None
+
+
+def _idempotency_key(request: Request) -> str | None:
+    given = request.headers.get("idempotency-key")
+    if given is None:
+        return None
+    try:
+        return _JOB_ID.validate_python(given)
+    except ValidationError:
+        reason = "must be 1 to 128 letters, digits, '_', '.' or '-', beginning with a letter or digit"
+        raise InvalidInputError(
+            f"Idempotency-Key: {reason}", details=[FieldProblem("Idempotency-Key", reason)]
+        ) from None
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")

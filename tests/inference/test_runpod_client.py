@@ -1,0 +1,159 @@
+"""RunPod's own endpoint client against our server, over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+
+from inference.engine.types import EngineError
+from tests.support.fake_engine import FakeEngine, colour_of
+from tests.support.inference_rig import KEY
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from tests.support.inference_rig import Rig
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # the SDK's imports are not ours to keep clean
+    import runpod
+    from runpod.endpoint import AsyncioEndpoint, Endpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # the SDK closes none of its sessions
+
+
+@pytest.fixture
+async def slow_rig(make_rig: Callable[..., Any]) -> AsyncIterator[Rig]:
+    """Fast enough for a test, slow enough to see a job on its way."""
+    async with make_rig(FakeEngine(step_s=0.02, failures={"bad": EngineError("no")})) as rig:
+        yield rig
+
+
+def endpoint_of(rig: Rig, monkeypatch: pytest.MonkeyPatch, key: str = KEY) -> Endpoint:
+    """What RUNPOD_ENDPOINT_BASE_URL does when it is set before the SDK is imported."""
+    monkeypatch.setattr(runpod, "endpoint_url_base", f"{rig.base}/v2")
+    return Endpoint("igen", api_key=key)
+
+
+async def test_run_status_and_output(slow_rig: Rig, monkeypatch: pytest.MonkeyPatch, decode: Any) -> None:
+    endpoint = endpoint_of(slow_rig, monkeypatch)
+
+    def use() -> tuple[str, str, Any]:
+        job = endpoint.run({"prompt": "x", "seed": 3, "num_inference_steps": 40})
+        return job.job_id, job.status(), job.output(timeout=20)
+
+    job_id, first, output = await asyncio.to_thread(use)
+    assert first in ("IN_QUEUE", "IN_PROGRESS")
+    assert decode(output["images"][0]).getpixel((0, 0)) == colour_of(3)
+    assert (await slow_rig.call("GET", f"/status/{job_id}"))[1]["status"] == "COMPLETED"
+
+
+async def test_run_sync_with_the_whole_body(slow_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = endpoint_of(slow_rig, monkeypatch)
+    body = {"input": {"prompt": "x", "num_images": 2}, "policy": {"executionTimeout": 60_000}}
+    output = await asyncio.to_thread(endpoint.run_sync, body, 20)
+    assert len(output["images"]) == 2
+
+
+async def test_run_sync_of_a_failing_job(slow_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = endpoint_of(slow_rig, monkeypatch)
+    assert await asyncio.to_thread(endpoint.run_sync, {"prompt": "bad"}, 20) is None
+
+
+async def test_stream_ends_by_itself(slow_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = endpoint_of(slow_rig, monkeypatch)
+
+    def use() -> list[Any]:
+        return list(endpoint.run({"prompt": "x", "num_images": 3, "num_inference_steps": 40}).stream())
+
+    async with asyncio.timeout(20):
+        chunks = await asyncio.to_thread(use)
+    assert sorted(chunk["picture"]["index"] for chunk in chunks if "picture" in chunk) == [0, 1, 2]
+    assert any("progress" in chunk for chunk in chunks)
+
+
+@pytest.mark.parametrize("prompt", ["bad", "cancel me"])
+async def test_stream_ends_for_jobs_that_fail_or_are_cancelled(
+    slow_rig: Rig, monkeypatch: pytest.MonkeyPatch, prompt: str
+) -> None:
+    endpoint = endpoint_of(slow_rig, monkeypatch)
+
+    def use() -> list[Any]:
+        job = endpoint.run({"prompt": prompt, "num_inference_steps": 150})
+        if prompt != "bad":
+            job.cancel()
+        return [chunk for chunk in job.stream() if "picture" in chunk]
+
+    async with asyncio.timeout(20):
+        assert await asyncio.to_thread(use) == []
+
+
+async def test_cancel_stops_the_engine(slow_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = endpoint_of(slow_rig, monkeypatch)
+
+    def use() -> tuple[Any, str]:
+        job = endpoint.run({"prompt": "x", "num_inference_steps": 150})
+        return job.cancel(), job.status()
+
+    answer, status = await asyncio.to_thread(use)
+    assert (answer["status"], status) == ("CANCELLED", "CANCELLED")
+    async with asyncio.timeout(5):
+        while not slow_rig.engine.cancelled:
+            await asyncio.sleep(0.01)
+    assert slow_rig.engine.drawn == []
+
+
+async def test_health_and_purge(slow_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = endpoint_of(slow_rig, monkeypatch)
+    slow_rig.engine.hold()
+    job = await asyncio.to_thread(endpoint.run, {"prompt": "x"})
+    health = await asyncio.to_thread(endpoint.health)
+    assert health["jobs"]["inQueue"] == 1
+    assert await asyncio.to_thread(endpoint.purge_queue) == {"removed": 1, "status": "completed"}
+    assert await asyncio.to_thread(job.status) == "CANCELLED"
+
+
+async def test_a_wrong_key_is_the_sdks_own_error(slow_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = endpoint_of(slow_rig, monkeypatch, key="wrong")
+    with pytest.raises(RuntimeError, match="401"):
+        await asyncio.to_thread(endpoint.run, {"prompt": "x"})
+
+
+async def test_twelve_clients_at_once_with_two_cancels(
+    slow_rig: Rig, monkeypatch: pytest.MonkeyPatch, decode: Any
+) -> None:
+    endpoint = endpoint_of(slow_rig, monkeypatch)
+
+    def draw(seed: int) -> Any:
+        return endpoint.run_sync({"prompt": "x", "seed": seed, "num_inference_steps": 5 + seed}, 60)
+
+    def cancel(seed: int) -> Any:
+        job = endpoint.run({"prompt": "x", "seed": seed, "num_inference_steps": 150})
+        return job.cancel()["status"]
+
+    outputs = await asyncio.gather(
+        *(asyncio.to_thread(draw, seed) for seed in range(10)), *(asyncio.to_thread(cancel, 90 + n) for n in range(2))
+    )
+    assert outputs[10:] == ["CANCELLED"] * 2
+    for seed, output in enumerate(outputs[:10]):
+        assert output["seed"] == seed
+        assert decode(output["images"][0]).getpixel((0, 0)) == colour_of(seed)
+    assert not {spec.seed for spec in slow_rig.engine.drawn} & {90, 91}
+
+
+async def test_the_sdks_asyncio_client(slow_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runpod, "endpoint_url_base", f"{slow_rig.base}/v2")
+    async with aiohttp.ClientSession() as session, asyncio.timeout(30):
+        endpoint = AsyncioEndpoint("igen", session, api_key=KEY)
+        job = await endpoint.run({"prompt": "x", "seed": 4})
+        assert (await job.output(timeout=20))["seed"] == 4
+        streamed = await endpoint.run({"prompt": "x", "num_inference_steps": 30})
+        assert [chunk async for chunk in streamed.stream() if "picture" in chunk]
+        cancelled = await endpoint.run({"prompt": "x", "num_inference_steps": 150})
+        assert (await cancelled.cancel())["status"] == "CANCELLED"
+        assert [chunk async for chunk in cancelled.stream() if "picture" in chunk] == []
+        assert (await endpoint.health())["jobs"]["completed"] >= 2

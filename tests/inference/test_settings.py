@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+
+from inference.settings import InferenceSettings, check_settings, is_loopback, resolve_key
+from models.settings import SettingsError, load_settings
+
+
+def test_the_variable_wins_over_the_file(tmp_path, monkeypatch):
+    (tmp_path / "inference-key").write_text("from-file\n")
+    monkeypatch.setenv("IGEN_HOME", str(tmp_path))
+    monkeypatch.setenv("IGEN_INFERENCE_KEY", "from-variable")
+    assert resolve_key(load_settings(InferenceSettings)) == "from-variable"
+
+
+def test_the_file_is_read_when_the_variable_is_unset_or_empty(tmp_path, monkeypatch):
+    (tmp_path / "inference-key").write_text("from-file\n")
+    monkeypatch.setenv("IGEN_HOME", str(tmp_path))
+    monkeypatch.setenv("IGEN_INFERENCE_KEY", "")
+    assert resolve_key(load_settings(InferenceSettings)) == "from-file"
+
+
+@pytest.mark.parametrize("content", [None, "", "  \n"])
+def test_without_any_key_it_refuses_to_serve(tmp_path, content):
+    if content is not None:
+        (tmp_path / "inference-key").write_text(content)
+    with pytest.raises(SettingsError, match="IGEN_INFERENCE_KEY"):
+        resolve_key(InferenceSettings(home=tmp_path))
+
+
+@pytest.mark.parametrize(("bind", "served"), [("127.0.0.1", True), ("::1", True), ("0.0.0.0", False), ("::", False)])
+def test_serving_without_a_key_is_for_loopback_alone(tmp_path, bind, served):
+    settings = InferenceSettings(home=tmp_path, bind=bind, inference_auth="none")
+    if served:
+        assert resolve_key(settings) is None
+    else:
+        with pytest.raises(SettingsError, match="IGEN_INFERENCE_AUTH"):
+            resolve_key(settings)
+
+
+def test_a_host_name_is_no_loopback_address():
+    assert not is_loopback("example.org")
+    assert is_loopback("localhost")
+
+
+def test_the_buckets_variables_have_no_prefix_and_come_together(monkeypatch):
+    monkeypatch.setenv("BUCKET_ENDPOINT_URL", "https://s3.example.org")
+    settings = load_settings(InferenceSettings)
+    assert settings.bucket_endpoint_url == "https://s3.example.org"
+    with pytest.raises(SettingsError, match="BUCKET_SECRET_ACCESS_KEY"):
+        check_settings(settings)
+
+
+def test_bounds_that_contradict_each_other_are_refused():
+    with pytest.raises(SettingsError, match="IGEN_MIN_SIDE"):
+        check_settings(InferenceSettings(min_side=512, max_side=256))
+    with pytest.raises(SettingsError, match="IGEN_MAX_PIXELS"):
+        check_settings(InferenceSettings(min_side=512, max_pixels=4096))
+    check_settings(InferenceSettings())
+
+
+def test_no_secret_shows_in_the_settings_text():
+    settings = InferenceSettings(inference_key="hidden-1", bucket_secret_access_key="hidden-2")
+    assert "hidden" not in repr(settings)
+
+
+def test_every_setting_is_described():
+    assert not [name for name, field in InferenceSettings.model_fields.items() if not field.description]
