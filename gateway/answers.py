@@ -1,0 +1,74 @@
+"""How a generation is told to its owner. The same row always reads the same, so a replay is what was first said."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gateway.errors import from_row
+from models.errors import envelope
+from models.tables import GenerationState
+
+if TYPE_CHECKING:
+    from gateway.ledger import Told
+    from models.tables import Picture
+
+STATUS = {
+    GenerationState.ACCEPTED: "running",
+    GenerationState.SUBMITTED: "running",
+    GenerationState.COMPLETED: "success",
+    GenerationState.FAILED: "error",
+}
+
+
+def tell_success(told: Told, public_base: str) -> dict[str, Any]:
+    """The answer about a completed generation; links begin with the configured public address."""
+    output = told.row.output or {}
+    images = [_image(picture, public_base) for picture in told.pictures]
+    receipt = output.get("receipt") or {}
+    return {
+        "status": "success",
+        "id": told.row.id,
+        "image_url": images[0]["url"],
+        "images": images,
+        "seed": images[0]["seed"],
+        "seeds": output.get("seeds", []),
+        "width": images[0]["width"],
+        "height": images[0]["height"],
+        "checkpoint": receipt.get("checkpoint"),
+        "demonstration": output.get("demonstration", False),
+        "ignored": output.get("ignored", []),
+        "receipt": output.get("receipt"),
+        "timings": {**output.get("timings", {}), "total_s": _seconds(told)},
+        "created_at": told.row.created_at.isoformat(),
+    }
+
+
+def tell(told: Told, public_base: str) -> dict[str, Any]:
+    """A generation in whatever state it is: `running`, `success` or `error`."""
+    if told.state is GenerationState.COMPLETED:
+        return {**tell_success(told, public_base), "input": told.row.input}
+    body: dict[str, Any] = {
+        "status": STATUS[told.state],
+        "id": told.row.id,
+        "input": told.row.input,
+        "created_at": told.row.created_at.isoformat(),
+    }
+    if told.state is GenerationState.FAILED:
+        body["error"] = envelope(from_row(told.row.error_code, told.row.error), told.row.request_id)["error"]
+    return body
+
+
+def _image(picture: Picture, public_base: str) -> dict[str, Any]:
+    return {
+        "url": f"{public_base}/media/generated/{picture.name}.png",
+        "seed": picture.seed,
+        "width": picture.width,
+        "height": picture.height,
+        "bytes": picture.bytes,
+    }
+
+
+def _seconds(told: Told) -> float | None:
+    if told.row.finished_at is None:
+        return None
+    return round((told.row.finished_at - told.row.created_at).total_seconds(), 3)

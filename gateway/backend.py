@@ -1,0 +1,252 @@
+"""The client of a generation backend: RunPod's queue API, spoken the same to our own server and to RunPod.
+
+Each method is one HTTP exchange with its outcome sorted: an answer, a refusal, or a connection that failed before or
+after the request left. What to do about it is the forwarder's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import aiohttp
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from gateway.errors import (
+    BackendAnswerError,
+    BackendAuthError,
+    BackendFullError,
+    GenerationError,
+    GenerationInputError,
+)
+from models.errors import FieldProblem
+from models.logs import get_logger
+from models.wire import JobAnswer, JobRequest
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from gateway.settings import BackendKind
+
+CONNECT_S = 5.0
+ANSWER_S = 15.0
+"""How long an answer may take beyond the time that the backend was asked to wait."""
+PING_S = 2.0
+RETRY_AFTER_S = 5
+LONGEST_RETRY_AFTER_S = 3600
+SHOWN_PROBLEMS = 20
+SHOWN_CHARS = 300
+
+log = get_logger(__name__)
+
+
+class NotSentError(Exception):
+    """No connection could be made: the backend knows nothing of the request."""
+
+
+class AnswerLostError(Exception):
+    """The request left and its answer did not arrive: the backend may or may not have acted on it."""
+
+
+class BackendFaultError(GenerationError):
+    """A status that the wire does not provide for, 500 above all."""
+
+
+class UnknownJobError(Exception):
+    """The backend does not know the job's id."""
+
+
+class Backend:
+    """One backend and its pooled connections. Use it as an async context manager."""
+
+    def __init__(
+        self, url: str, key: str, kind: BackendKind, *, max_answer_bytes: int, max_connections: int = 100
+    ) -> None:
+        self.url = url
+        self.kind = kind
+        self._key = key
+        self._max_bytes = max_answer_bytes
+        self._max_connections = max_connections
+        self._http: aiohttp.ClientSession
+
+    async def __aenter__(self) -> Self:
+        """Open the pool; connections are made when needed."""
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._max_connections, limit_per_host=0),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            headers={"Accept-Encoding": "identity", "User-Agent": "igen-gateway"},
+        )
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _problem: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        """Close the pool."""
+        await self._http.close()
+
+    async def run(self, job: JobRequest, *, correlation: str) -> JobAnswer:
+        """Queue a job and return at once. The connection is a fresh one: a pooled one may just have been closed by
+        the other side, which would leave it unknown whether the job was taken.
+        """
+        return await self._submit("/run", job, {}, correlation, {"Connection": "close"})
+
+    async def runsync(self, job: JobRequest, *, wait_s: float, correlation: str) -> JobAnswer:
+        """Queue a job and wait for it, up to `wait_s`; the answer may be of a job still under way."""
+        return await self._submit("/runsync", job, _wait(wait_s), correlation, {}, wait_s=wait_s)
+
+    async def status(self, job_id: str, *, wait_s: float = 0) -> JobAnswer:
+        """Ask for a job; a self-hosted backend answers when it changes or after `wait_s`.
+
+        Raises:
+            UnknownJobError: the backend does not know it (any more).
+
+        """
+        status, _, raw = await self._exchange(
+            "GET", f"/status/{quote(job_id, safe='')}", _wait(wait_s), wait_s=wait_s
+        )
+        if status == 404:  # noqa: PLR2004
+            raise UnknownJobError(job_id)
+        return _answer(status, {}, raw)
+
+    async def cancel(self, job_id: str) -> None:
+        """Ask that a job end; the answer does not matter."""
+        await self._exchange("POST", f"/cancel/{quote(job_id, safe='')}", {})
+
+    async def ping(self) -> bool:
+        """Whether the backend answers its health address with our key, within two seconds."""
+        try:
+            async with asyncio.timeout(PING_S):
+                status, _, _ = await self._exchange("GET", "/health", {})
+        except (NotSentError, AnswerLostError, BackendAnswerError, TimeoutError):
+            return False
+        return status == 200  # noqa: PLR2004
+
+    async def _submit(
+        self,
+        path: str,
+        job: JobRequest,
+        query: dict[str, str],
+        correlation: str,
+        extra: dict[str, str],
+        *,
+        wait_s: float = 0,
+    ) -> JobAnswer:
+        body = {
+            "input": job.input.model_dump(mode="json", exclude_none=True, exclude_defaults=True),
+            "policy": job.policy.model_dump(mode="json", exclude={"lowPriority"}),
+        }
+        headers = {"Idempotency-Key": str(job.input.request_id), "X-Request-ID": correlation, **extra}
+        status, answer_headers, raw = await self._exchange(
+            "POST", path, query, json=body, headers=headers, wait_s=wait_s
+        )
+        return _answer(status, answer_headers, raw)
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str],
+        *,
+        json: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+        wait_s: float = 0,
+    ) -> tuple[int, dict[str, str], bytes]:
+        """One request. Returns status, headers with names in lower case, and the body.
+
+        Raises:
+            NotSentError: no connection.
+            AnswerLostError: the connection broke, or the answer took too long.
+            BackendAnswerError: the answer is longer than allowed.
+
+        """
+        auth = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=wait_s + ANSWER_S)
+        try:
+            async with self._http.request(
+                method,
+                self.url + path,
+                params=query,
+                json=json,
+                headers={**auth, **(headers or {})},
+                timeout=limit,
+                allow_redirects=False,
+            ) as answer:
+                raw = await self._read(answer)
+                return answer.status, {name.lower(): value for name, value in answer.headers.items()}, raw
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as problem:
+            raise NotSentError(_reason(problem)) from problem
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as problem:
+            # ValueError: aiohttp's way to say that a header or a chunk of the answer is malformed
+            raise AnswerLostError(_reason(problem)) from problem
+
+    async def _read(self, answer: aiohttp.ClientResponse) -> bytes:
+        parts: list[bytes] = []
+        total = 0
+        async for part in answer.content.iter_any():
+            total += len(part)
+            if total > self._max_bytes:
+                answer.close()
+                log.error("backend_answer_too_long", limit_bytes=self._max_bytes)
+                raise BackendAnswerError("The backend's answer is longer than allowed.")
+            parts.append(part)
+        return b"".join(parts)
+
+
+def _wait(seconds: float) -> dict[str, str]:
+    return {"wait": str(int(seconds * 1000))} if seconds > 0 else {}
+
+
+def _answer(status: int, headers: dict[str, str], raw: bytes) -> JobAnswer:
+    """A job's answer, or the refusal that stands in its place."""
+    if status == 200:  # noqa: PLR2004
+        return _parse(raw)
+    reasons: dict[int, type[GenerationError]] = {
+        401: BackendAuthError,
+        403: BackendAuthError,
+        429: BackendFullError,
+        503: BackendFullError,
+    }
+    log.warning("backend_refused", status=status, body=raw[:SHOWN_CHARS].decode(errors="replace"))
+    if status == 422:  # noqa: PLR2004
+        raise _refused_input(raw)
+    kind = reasons.get(status, BackendFaultError)
+    raise kind(retry_after_s=_retry_after(headers) if kind is BackendFullError else None)
+
+
+def _parse(raw: bytes) -> JobAnswer:
+    try:
+        document = from_json(raw, allow_inf_nan=False)
+        if isinstance(document, dict) and document.get("status") == "RUNNING":
+            document["status"] = "IN_PROGRESS"  # RunPod's documentation lists both
+        answer = JobAnswer.model_validate(document)
+    except (ValueError, ValidationError) as problem:  # malformed JSON is a ValueError
+        log.warning("backend_bad_answer", reason=type(problem).__name__, begins=raw[:SHOWN_CHARS].decode("latin-1"))
+        raise BackendAnswerError from None
+    return answer
+
+
+def _refused_input(raw: bytes) -> GenerationError:
+    """The backend's 422, its fields under the names that our callers use. A shape that we do not know says less."""
+    try:
+        error = from_json(raw)["error"]
+        details = [
+            FieldProblem(str(item["field"])[:100].removeprefix("input."), str(item["reason"])[:SHOWN_CHARS])
+            for item in error["details"][:SHOWN_PROBLEMS]
+        ]
+    except (ValueError, LookupError, TypeError):
+        return GenerationInputError()
+    message = "; ".join(f"{item.field}: {item.reason}" for item in details[:5])
+    return GenerationInputError(message or None, details=details)
+
+
+def _retry_after(headers: dict[str, str]) -> int:
+    value = headers.get("retry-after", "")
+    return min(max(int(value), 1), LONGEST_RETRY_AFTER_S) if value.isascii() and value.isdigit() else RETRY_AFTER_S
+
+
+def _reason(problem: BaseException) -> str:
+    return f"{type(problem).__name__}: {problem}"[:SHOWN_CHARS]

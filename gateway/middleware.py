@@ -1,0 +1,151 @@
+"""What every request passes, outermost first: context and log, host, body limit. Pure ASGI; nothing is buffered."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+
+from gateway.ids import REQUEST_ID, new_request_id
+from gateway.requestlog import RequestRecord
+from gateway.responses import answer_error
+from models.errors import BadRequestError, FieldProblem, IgenError, TooLargeError
+from models.logs import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from gateway.metrics import Metrics
+    from gateway.requestlog import RequestLogWriter
+
+QUIET_PATHS = ("/healthz", "/readyz", "/metrics")
+"""Asked every second by machines; they say nothing about a caller, so no row is kept of them."""
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+CLIENT_GONE = 499
+HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?")
+
+log = get_logger(__name__)
+
+
+class RequestMiddleware:
+    """Gives each request its id and record, answers what nobody caught, and logs the outcome."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, writer: RequestLogWriter) -> None:
+        self.app = app
+        self._metrics = metrics
+        self._writer = writer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        scope["igen.request_id_given"] = bool(REQUEST_ID.fullmatch(given))
+        record = RequestRecord.of(scope, given if scope["igen.request_id_given"] else new_request_id())
+        scope["igen.record"] = record
+        with structlog.contextvars.bound_contextvars(request_id=record.request_id):
+            try:
+                await self._serve(scope, receive, send, record)
+            finally:
+                await self._close(scope, record)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = record.request_id
+                headers.setdefault("X-Content-Type-Options", "nosniff")
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_marked)
+        except asyncio.CancelledError:
+            record.status = record.status or CLIENT_GONE
+            raise
+        except Exception:  # the edge of a request: the caller gets the envelope, the log the traceback
+            log.exception("request_crashed", path=record.path)
+            if record.status:  # the answer has begun; the server must break the connection off
+                raise
+            await answer_error(scope, IgenError())(scope, receive, send_marked)
+
+    async def _close(self, scope: Scope, record: RequestRecord) -> None:
+        seconds = time.perf_counter() - record.began
+        record.duration_ms = round(seconds * 1000, 2)
+        route = getattr(scope.get("route"), "path", "unmatched")
+        method = record.method if record.method in METHODS else "other"
+        self._metrics.requests.labels(method, route, str(record.status)).inc()
+        self._metrics.seconds.labels(route).observe(seconds)
+        if scope["path"] in QUIET_PATHS:
+            return
+        log.info("request", **record.line())
+        await self._writer.put(record)
+
+
+class HostMiddleware:
+    """Refuses requests addressed to a name that is not ours, so that a rebound DNS name reaches nothing."""
+
+    def __init__(self, app: ASGIApp, *, allowed: Collection[str]) -> None:
+        self.app = app
+        self._exact = frozenset(allowed)
+        self._endings = tuple(host[1:] for host in allowed if host.startswith("*."))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or self._allows(Headers(scope=scope).getlist("host")):
+            await self.app(scope, receive, send)
+            return
+        error = BadRequestError(
+            "This host name is not served here.",
+            details=[FieldProblem("Host", "is not one of IGEN_ALLOWED_HOSTS")],
+        )
+        await answer_error(scope, error)(scope, receive, send)
+
+    def _allows(self, given: list[str]) -> bool:
+        found = HOST.fullmatch(given[0]) if len(given) == 1 else None
+        if found is None:
+            return False
+        host = found[1].lower()
+        return "*" in self._exact or host in self._exact or host.endswith(self._endings)
+
+
+class BodyLimitMiddleware:
+    """Stops reading a body at a limit. (Starlette's own limit answers in plain text, outside our envelope.)"""
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self.app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdigit() and int(declared) > self._max_bytes:
+            await self._refuse(scope, receive, send)
+            return
+        read = 0
+
+        async def receive_counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self._max_bytes:
+                raise TooLargeError(details=[self._problem()])
+            return message
+
+        await self.app(scope, receive_counted, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await answer_error(scope, TooLargeError(details=[self._problem()]))(scope, receive, send)
+
+    def _problem(self) -> FieldProblem:
+        return FieldProblem("body", f"is longer than {self._max_bytes} bytes")

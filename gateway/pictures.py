@@ -1,0 +1,182 @@
+"""From a backend's output to stored pictures: read the output, check each picture, keep it by its content's hash."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gateway.errors import BackendAnswerError, PictureStoreError
+from gateway.ids import new_id, new_picture_name
+from gateway.png import NotPngError, png_size
+from models.db import utc_now
+from models.fetch import FetchError
+from models.logs import get_logger
+from models.store import StoreError, content_key
+from models.tables import Picture
+from models.wire import SEED_COUNT
+
+if TYPE_CHECKING:
+    from models.fetch import SafeFetcher
+    from models.store import ObjectStore
+    from models.tables import Generation
+
+DATA_URI = "data:image/png;base64,"
+MEDIA_TYPE = "image/png"
+STORE_PAUSES_S = (0.2, 1.0)
+KEPT_DOCUMENT_CHARS = 64 * 1024
+
+log = get_logger(__name__)
+
+Seed = Annotated[int, Field(ge=0, lt=SEED_COUNT)]
+
+
+class BackendOutput(BaseModel):
+    """What we read of a job's output. Only `images` must be there, so that worker-sdxl's own output is enough."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    images: list[str] = Field(min_length=1, max_length=16)
+    seed: Seed | None = None
+    seeds: list[Seed] | None = None
+    width: int | None = None
+    height: int | None = None
+    demonstration: bool = False
+    ignored: list[str] = []
+    receipt: dict[str, Any] | None = None
+    timings: dict[str, float] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One checked picture. Sizes in pixels."""
+
+    data: bytes
+    sha256: str
+    width: int
+    height: int
+    seed: int
+
+
+class PictureKeeper:
+    """Checks and stores the pictures of finished jobs."""
+
+    def __init__(self, store: ObjectStore, fetcher: SafeFetcher, *, max_bytes: int) -> None:
+        self._store = store
+        self._fetcher = fetcher
+        self._max_bytes = max_bytes
+
+    async def keep(self, row: Generation, output: object) -> tuple[dict[str, Any], list[Picture]]:
+        """Store a job's pictures.
+
+        Returns:
+            What the row keeps of the output, and the rows of the pictures, not yet saved.
+
+        Raises:
+            BackendAnswerError: the output is not what was asked for.
+            PictureStoreError: the store does not take them.
+
+        """
+        told = _read_output(row, output)
+        seeds = _seeds(row, told)
+        drawn = [await self._check(row, told, link, seed) for link, seed in zip(told.images, seeds, strict=True)]
+        pictures = [await self._put(row, position, picture) for position, picture in enumerate(drawn)]
+        return _kept(told, seeds, drawn), pictures
+
+    async def _check(self, row: Generation, told: BackendOutput, link: str, seed: int) -> Drawn:
+        data = await self._bytes(link)
+        try:
+            width, height = await asyncio.to_thread(png_size, data)
+        except NotPngError as problem:
+            raise _bad(f"a picture is not a whole PNG: {problem}") from None
+        wanted = {"width": row.input.get("width") or told.width, "height": row.input.get("height") or told.height}
+        if (wanted["width"] or width, wanted["height"] or height) != (width, height):
+            raise _bad(f"a picture is {width}x{height}, not {wanted['width']}x{wanted['height']}")
+        sha256 = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
+        return Drawn(data, sha256, width, height, seed)
+
+    async def _bytes(self, link: str) -> bytes:
+        if link.startswith(DATA_URI):
+            try:
+                return base64.b64decode(link[len(DATA_URI) :], validate=True)
+            except (binascii.Error, ValueError):
+                raise _bad("a picture's base64 is malformed") from None
+        if not link.startswith(("https://", "http://")):
+            raise _bad("a picture is neither a PNG data URI nor a link")
+        try:
+            fetched = await self._fetcher.get(link, max_wire_bytes=self._max_bytes, max_decoded_bytes=self._max_bytes)
+        except FetchError as problem:
+            raise _bad(f"a picture's link cannot be fetched: {problem.message}") from problem
+        if not fetched.ok:
+            raise _bad(f"a picture's link answers {fetched.status}")
+        return fetched.body
+
+    async def _put(self, row: Generation, position: int, drawn: Drawn) -> Picture:
+        key = content_key(drawn.sha256, ".png")
+        for pause in (*STORE_PAUSES_S, None):
+            try:
+                await self._store.put(key, drawn.data, media_type=MEDIA_TYPE)
+                break
+            except StoreError as problem:
+                log.warning("store_put_failed", reason=problem.message, again=pause is not None)
+                if pause is None:
+                    raise PictureStoreError from problem
+                await asyncio.sleep(pause)
+        return Picture(
+            id=new_id("pic"),
+            name=new_picture_name(),
+            owner_id=row.owner_id,
+            generation_id=row.id,
+            position=position,
+            object_key=key,
+            sha256=drawn.sha256,
+            bytes=len(drawn.data),
+            width=drawn.width,
+            height=drawn.height,
+            seed=drawn.seed,
+            created_at=utc_now(),
+        )
+
+
+def _read_output(row: Generation, output: object) -> BackendOutput:
+    try:
+        told = BackendOutput.model_validate(output)
+    except ValidationError as problem:
+        fields = sorted({".".join(map(str, item["loc"])) or "output" for item in problem.errors()})
+        raise _bad(f"the output's shape is wrong at {', '.join(fields)[:200]}") from None
+    if len(told.images) != (wanted := row.input.get("num_images", 1)):
+        raise _bad(f"{len(told.images)} pictures came, {wanted} were asked for")
+    return told
+
+
+def _seeds(row: Generation, told: BackendOutput) -> list[int]:
+    if told.seeds is not None and len(told.seeds) == len(told.images):
+        return told.seeds
+    first = row.input["seed"] if told.seed is None else told.seed
+    return [(first + index) % SEED_COUNT for index in range(len(told.images))]
+
+
+def _kept(told: BackendOutput, seeds: list[int], drawn: list[Drawn]) -> dict[str, Any]:
+    kept = {
+        "seeds": seeds,
+        "width": drawn[0].width,
+        "height": drawn[0].height,
+        "demonstration": told.demonstration,
+        "ignored": told.ignored,
+        "receipt": told.receipt,
+        "timings": told.timings,
+    }
+    if len(json.dumps(kept)) > KEPT_DOCUMENT_CHARS:
+        raise _bad("the output's receipt is too long")
+    return kept
+
+
+def _bad(reason: str) -> BackendAnswerError:
+    log.error("backend_bad_answer", reason=reason)
+    return BackendAnswerError(f"The backend's answer could not be used: {reason}.")

@@ -1,0 +1,101 @@
+"""The collaborators of one gateway process, made once by the app's lifespan."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gateway.errors import BusyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from starlette.requests import HTTPConnection
+
+    from gateway.backend import Backend
+    from gateway.breaker import Breaker
+    from gateway.health import Health
+    from gateway.keys import Keys
+    from gateway.ledger import Ledger
+    from gateway.metrics import Metrics
+    from gateway.runner import Runner
+    from gateway.settings import GatewaySettings
+    from models.db import Database
+    from models.store import ObjectStore
+
+BUSY_RETRY_S = 5
+
+
+class Lifecycle:
+    """Whether this process is on its way out, and whether its callers' time is over too."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self.over = asyncio.Event()
+        self._ends_at = 0.0
+
+    def drain(self, seconds: float) -> None:
+        """Take no new jobs from now on; after `seconds` send the waiting callers away. To be called in the loop."""
+        if not self.draining:
+            self.draining = True
+            loop = asyncio.get_running_loop()
+            self._ends_at = loop.time() + seconds
+            loop.call_at(self._ends_at, self.over.set)
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the callers' time is over."""
+        return max(self._ends_at - asyncio.get_running_loop().time(), 0)
+
+
+class Admission:
+    """How many callers may wait for pictures at once."""
+
+    def __init__(self, limit: int, metrics: Metrics) -> None:
+        self._limit = limit
+        self._waiting = 0
+        self._gauge = metrics.waiting
+
+    @contextmanager
+    def enter(self) -> Iterator[None]:
+        """Take one place until the end of the block.
+
+        Raises:
+            BusyError: all are taken.
+
+        """
+        if self._waiting >= self._limit:
+            raise BusyError(retry_after_s=BUSY_RETRY_S)
+        self._waiting += 1
+        self._gauge.set(self._waiting)
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+            self._gauge.set(self._waiting)
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What handlers need. Nothing here outlives the process; rows and objects do."""
+
+    settings: GatewaySettings
+    db: Database
+    store: ObjectStore
+    keys: Keys
+    ledger: Ledger
+    runner: Runner
+    backend: Backend
+    breaker: Breaker
+    admission: Admission
+    lifecycle: Lifecycle
+    health: Health
+    metrics: Metrics
+
+
+def services_of(request: HTTPConnection) -> Services:
+    """The services of the app that serves a request."""
+    services: Services = request.app.state.services
+    return services

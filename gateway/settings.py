@@ -1,0 +1,142 @@
+"""The gateway's settings, read from `IGEN_*` variables."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr, field_validator
+
+from models.db import async_url
+from models.settings import CommonSettings
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+WILDCARD_BINDS = ("0.0.0.0", "::", "")  # noqa: S104 - compared with, not bound to
+
+
+class BackendKind(StrEnum):
+    """Which rules a backend follows when a job is sent twice."""
+
+    SELFHOSTED = "selfhosted"
+    """Our own server: the gateway's id is the job's id, so sending it again joins the running job."""
+    RUNPOD = "runpod"
+    """RunPod makes its own id, so a job whose answer was lost must never be sent again."""
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be http://host... or https://host...")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("must hold no user, password, query or fragment")
+    return value.rstrip("/")
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+
+
+class GatewaySettings(CommonSettings):
+    """Variables of the gateway alone. Times are in seconds."""
+
+    port: int = Field(8000, ge=0, le=65535, description="Port of the gateway.")
+    public_url: HttpUrl | None = Field(
+        None,
+        description="Address under which callers reach the gateway; links to pictures begin with it. "
+        "Default: http://127.0.0.1:<port>.",
+    )
+    allowed_hosts: str = Field(
+        "",
+        description="Host names that requests may be addressed to, comma-separated; `*.example.org` allows every "
+        "name below it, `*` allows any. IGEN_PUBLIC_URL's host always may. Default: loopback names and IGEN_BIND.",
+    )
+    backend_url: HttpUrl = Field(
+        "http://127.0.0.1:8001/v2/igen",
+        description="Generator of pictures, the endpoint in it; for RunPod https://api.runpod.ai/v2/<endpoint id>.",
+    )
+    backend_key: SecretStr = Field(
+        SecretStr(""),
+        description="Key that the backend demands. Default: the content of $IGEN_HOME/inference-key, if it exists.",
+    )
+    backend_kind: Literal["auto", "selfhosted", "runpod"] = Field(
+        "auto", description="Rules of the backend: `auto` takes hosts under runpod.ai for RunPod."
+    )
+    backend_max_answer_bytes: int = Field(
+        64 * 1024 * 1024, ge=1024, description="Longest answer that is read from the backend, in bytes."
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        description="`sqlite:///path` or `postgresql://user:password@host/name`. Default: $IGEN_HOME/igen.db.",
+    )
+    redis_url: SecretStr | None = Field(
+        None, description="Redis, if there is one; readiness reports it. Nothing else needs it yet."
+    )
+    store_url: SecretStr | None = Field(
+        None,
+        description="Where pictures are kept: `file:///folder` or `s3://bucket/prefix`. Default: $IGEN_HOME/store.",
+    )
+    media_auth: Literal["none", "owner"] = Field(
+        "none", description="`none`: whoever has a picture's link may see it; `owner`: only with a key of its owner."
+    )
+    max_inflight: int = Field(
+        64, ge=1, le=10_000, description="Callers that may wait for pictures at once; more get 503 with Retry-After."
+    )
+    max_body_bytes: int = Field(1024 * 1024, ge=1024, description="Longest request body, in bytes; longer gets 413.")
+    generation_timeout: float = Field(
+        300, gt=0, le=86_400, description="Seconds from a request to its end; then the job is cancelled and 504 sent."
+    )
+    lease_seconds: float = Field(
+        15, ge=1, le=600, description="Seconds after which a silent gateway's jobs are taken over by another."
+    )
+    drain_seconds: float = Field(
+        10,
+        ge=0,
+        le=3600,
+        description="Seconds that running jobs get to finish after SIGTERM; recovery does the rest.",
+    )
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            async_url(value.get_secret_value())
+        return value
+
+    @property
+    def backend_rules(self) -> BackendKind:
+        """The kind of the backend, `auto` resolved by its host."""
+        if self.backend_kind != "auto":
+            return BackendKind(self.backend_kind)
+        host = urlsplit(self.backend_url).hostname or ""
+        return BackendKind.RUNPOD if f".{host}".endswith(".runpod.ai") else BackendKind.SELFHOSTED
+
+    @property
+    def backend_secret(self) -> str:
+        """The backend's key: the variable, else the file that the supervisor writes, else empty."""
+        key = self.backend_key.get_secret_value()
+        path = self.home / "inference-key"
+        return key or (path.read_text().strip() if path.is_file() else "")
+
+    @property
+    def database(self) -> str:
+        """The database's address, the default filled in."""
+        return self.database_url.get_secret_value() if self.database_url else f"sqlite:///{self.home / 'igen.db'}"
+
+    @property
+    def store(self) -> str:
+        """The store's address, the default filled in."""
+        return self.store_url.get_secret_value() if self.store_url else f"file://{(self.home / 'store').resolve()}"
+
+    @property
+    def public_base(self) -> str:
+        """What links to pictures begin with, without a slash at the end."""
+        return self.public_url or f"http://127.0.0.1:{self.port}"
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """Allowed host names in lower case, without ports."""
+        named = [host.strip().lower() for host in self.allowed_hosts.split(",") if host.strip()]
+        if not named:
+            named = [*LOOPBACK_NAMES, *([] if self.bind in WILDCARD_BINDS else [self.bind.lower()])]
+        public = urlsplit(self.public_base).hostname or ""
+        return frozenset([*named, f"[{public}]" if ":" in public else public])

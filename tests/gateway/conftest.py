@@ -1,0 +1,235 @@
+"""A real gateway on a real port, before a fake backend, over a fresh database."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+import structlog
+from sqlalchemy import select
+
+from gateway.app import create_app
+from gateway.firstkey import initialise
+from gateway.keys import Keys
+from gateway.server import GatewayServer
+from gateway.settings import GatewaySettings
+from models.db import Database
+from models.migrations import upgrade
+from models.tables import Generation, RequestLog
+from tests.support.fake_backend import FakeBackend
+from tests.support.postgres import database_url  # noqa: F401 - a fixture
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gateway.services import Services
+
+PROMPT = {"prompt": "A futuristic cityscape at sunset"}
+
+
+@dataclass
+class Reply:
+    """An answer, read whole."""
+
+    status: int
+    headers: Any
+    body: bytes
+    json: Any
+
+    @property
+    def code(self) -> str:
+        return str(self.json["error"]["code"])
+
+
+class RunningGateway:
+    """One gateway and a client of it."""
+
+    def __init__(self, settings: GatewaySettings, key: str, http: aiohttp.ClientSession) -> None:
+        self.settings = settings
+        self.key = key
+        self.http = http
+        self.app = create_app(settings)
+        self.server = GatewayServer(settings, self.app)
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def services(self) -> Services:
+        return self.app.state.services
+
+    async def start(self) -> None:
+        # without uvicorn's signal handlers, which are the process's
+        self._task = asyncio.create_task(self.server._serve([self.listening]))
+        while not self.server.started:
+            await asyncio.sleep(0.01)
+            if self._task.done():
+                await self._task
+
+    async def stop(self) -> None:
+        self.server.should_exit = True
+        if self._task is not None:
+            await self._task
+
+    async def crash(self) -> None:
+        """As near to kill -9 as one process comes: every task dies at once and nothing is written any more."""
+        runner, db = self.services.runner, self.services.db
+        db.write = _dead  # type: ignore[method-assign]
+        db.read = _dead  # type: ignore[method-assign]
+        await runner.stop()
+
+    async def request(self, method: str, path: str, *, key: str | None = "", **options: Any) -> Reply:
+        headers = {**options.pop("headers", {})}
+        if key is not None:
+            headers.setdefault("Authorization", f"Bearer {key or self.key}")
+        async with self.http.request(
+            method, self.url + path, headers=headers, allow_redirects=False, **options
+        ) as answer:
+            body = await answer.read()
+            is_json = answer.content_type == "application/json" and body
+            return Reply(answer.status, answer.headers, body, await answer.json() if is_json else None)
+
+    async def generate(self, body: Any = None, *, idempotency_key: str | None = None, **options: Any) -> Reply:
+        headers = {**options.pop("headers", {})}
+        if idempotency_key is not None:
+            headers["Idempotency-Key"] = idempotency_key
+        return await self.request(
+            "POST", "/api/generate/", json=PROMPT if body is None else body, headers=headers, **options
+        )
+
+    async def rows(self) -> list[Generation]:
+        async with self.services.db.read() as session:
+            return list(await session.scalars(select(Generation).order_by(Generation.id)))
+
+    async def row(self) -> Generation:
+        (row,) = await self.rows()
+        return row
+
+    async def log(self, count: int = 1) -> list[RequestLog]:
+        """The request log, once it has `count` rows."""
+        for _ in range(100):
+            async with self.services.db.read() as session:
+                found = list(await session.scalars(select(RequestLog).order_by(RequestLog.id)))
+            if len(found) >= count:
+                return found
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"{len(found)} rows in the request log, not {count}")
+
+
+class _dead:  # noqa: N801 - stands for a method
+    async def __aenter__(self) -> None:
+        raise asyncio.CancelledError
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
+async def until(condition: Callable[[], Any], seconds: float = 10) -> None:
+    """Wait for something that happens elsewhere; the condition may be a plain or an async call."""
+    async with asyncio.timeout(seconds):
+        while True:
+            found = condition()
+            if isinstance(found, Awaitable):
+                found = await found
+            if found:
+                return
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_logs() -> None:
+    """structlog's own default draws coloured tracebacks with every local, which takes seconds."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ]
+    )
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "igen.db"
+
+    async def make() -> None:
+        db = Database(f"sqlite:///{path}")
+        await upgrade(db)
+        await db.close()
+
+    asyncio.run(make())
+    return path
+
+
+@pytest.fixture
+def database(tmp_path: Path, migrated_sqlite: Path) -> str:
+    """A fresh database. Modules that must hold on both kinds override this with `database_url`."""
+    shutil.copy(migrated_sqlite, tmp_path / "igen.db")
+    return f"sqlite:///{tmp_path}/igen.db"
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[FakeBackend]:
+    fake = FakeBackend()
+    await fake.start()
+    yield fake
+    await fake.stop()
+
+
+@pytest.fixture
+async def key(database: str, tmp_path: Path) -> str:
+    db = Database(database)
+    path = await initialise(db, tmp_path)
+    await db.close()
+    return path.read_text().strip()
+
+
+@pytest.fixture
+async def other_key(database: str, key: str) -> str:
+    """A key of another owner."""
+    db = Database(database)
+    keys = Keys(db)
+    made = await keys.create(await keys.user("somebody else"), "other")
+    await db.close()
+    return made.text
+
+
+StartGateway = Callable[..., Awaitable[RunningGateway]]
+
+
+@pytest.fixture
+async def start_gateway(database: str, key: str, backend: FakeBackend, tmp_path: Path) -> AsyncIterator[StartGateway]:
+    """Starts gateways over the one database; keyword arguments override settings."""
+    async with AsyncExitStack() as stack:
+        http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+
+        async def start(**settings: Any) -> RunningGateway:
+            values = {
+                "home": tmp_path,
+                "database_url": database,
+                "backend_url": backend.url,
+                "backend_key": backend.key,
+                "public_url": "http://pictures.example",
+                "lease_seconds": 1,
+                "drain_seconds": 1,
+                **settings,
+            }
+            running = RunningGateway(GatewaySettings(**values), key, http)
+            await running.start()
+            stack.push_async_callback(running.stop)
+            return running
+
+        yield start
+
+
+@pytest.fixture
+async def gateway(start_gateway: StartGateway) -> RunningGateway:
+    return await start_gateway()
