@@ -27,10 +27,15 @@ def choose_attention(unet: Any, wanted: str, device: torch.device) -> str:
         return "sdpa"
     try:
         _enable_xformers(unet, device)
-    except Exception as problem:  # noqa: BLE001 - an extension built for another torch may throw anything
+    except Exception as problem:
         if wanted == "xformers":
-            raise CheckpointError(f"IGEN_ATTENTION asks for xformers, which does not work here: {problem}") from None
+            reason = str(problem).strip().split("\n", maxsplit=1)[0] or type(problem).__name__
+            raise CheckpointError(
+                f"IGEN_ATTENTION asks for xformers, which does not work here: {reason}"
+            ) from problem
+        # an extension built for another torch may throw anything; PyTorch's own kernels always work
         log.info("xformers is not used: %s", problem)
+        unet.disable_xformers_memory_efficient_attention()  # some layers may have it already
         return "sdpa"
     return "xformers"
 

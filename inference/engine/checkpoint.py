@@ -1,33 +1,37 @@
-"""Loads an SDXL checkpoint through diffusers and puts its parts on the device in the right precision."""
+"""Loads an SDXL checkpoint and puts its parts on the device in the right precision."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import platform
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import StableDiffusionXLPipeline
-from diffusers.utils import logging as diffusers_logging
-from transformers.utils import logging as transformers_logging
 
 from inference.engine.attention import choose_attention
-from inference.engine.locate import locate, read_metadata
-from inference.engine.types import CheckpointError, EngineInfo
+from inference.engine.locate import locate
+from inference.engine.metadata import read_metadata
+from inference.engine.parts import load_parts
+from inference.engine.samplers import resolve_name
+from inference.engine.types import CheckpointError, EngineInfo, UnknownSchedulerError
+from inference.engine.weights import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from inference.engine.locate import Located, Metadata
+    from inference.engine.locate import Located
+    from inference.engine.metadata import Metadata
+    from inference.engine.parts import Parts
 
 log = logging.getLogger(__name__)
 
 REPORTED = ("torch", "diffusers", "transformers", "safetensors", "xformers")
+MAX_MESSAGE = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,28 +56,40 @@ def load_checkpoint(
     """Load by name; see `locate` for what a name may be. fp16 on CUDA, fp32 on a CPU.
 
     Raises:
-        CheckpointError: with the reason in plain words.
+        CheckpointError: with the reason in plain words, on one line.
 
     """
+    try:
+        return _load(name, revision, search, device, attention)
+    except CheckpointError as problem:
+        # paths and the libraries' own messages may hold line breaks; a log line and a health answer may not
+        raise CheckpointError(re.sub(r"\s+", " ", str(problem)).strip()[:MAX_MESSAGE]) from problem
+
+
+def _load(name: str, revision: str | None, search: tuple[Path, ...], device: str, attention: str) -> Checkpoint:
     target = choose_device(device)
     dtype = torch.float16 if target.type == "cuda" else torch.float32
-    located = locate(name, revision, search)
-    described = read_metadata(located)
+    located = locate(name, revision, search, half=dtype == torch.float16)
+    described = read_metadata(located.name, located.folder)
+    _check_scheduler(described)
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(weights_sha256, located)  # reads the files while they are being loaded
-        pipeline = _load_pipeline(located, dtype)
-        _place(pipeline, target, dtype)
-        used = choose_attention(pipeline.unet, attention, target)
+        parts = load_parts(located, dtype)
+        try:
+            _place(parts, target, dtype)
+        except torch.OutOfMemoryError:
+            raise CheckpointError(f"{located.name} does not fit into the memory of {target}") from None
+        used = choose_attention(parts.unet, attention, target)
         info = _describe(described, digest.result(), device=target, dtype=dtype, attention=used)
     log.info("checkpoint %s loaded on %s in %s with %s attention", info.checkpoint, info.device, info.dtype, used)
     return Checkpoint(
-        unet=pipeline.unet,
-        vae=pipeline.vae,
-        tokenizers=(pipeline.tokenizer, pipeline.tokenizer_2),
-        text_encoders=(pipeline.text_encoder, pipeline.text_encoder_2),
-        scheduler_config=dict(pipeline.scheduler.config),
-        zero_empty_prompt=bool(pipeline.config.get("force_zeros_for_empty_prompt", True)),
-        latent_channels=int(pipeline.unet.config.in_channels),
+        unet=parts.unet,
+        vae=parts.vae,
+        tokenizers=parts.tokenizers,
+        text_encoders=(parts.text_encoder, parts.text_encoder_2),
+        scheduler_config=parts.scheduler_config,
+        zero_empty_prompt=parts.zero_empty_prompt,
+        latent_channels=int(parts.unet.config.in_channels),
         device=target,
         dtype=dtype,
         info=info,
@@ -94,39 +110,22 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _quiet_libraries() -> None:
-    """No progress bars and no advice on standard error: a server's log is read by machines."""
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-
-
-def _load_pipeline(located: Located, dtype: torch.dtype) -> Any:
-    _quiet_libraries()
-    options: dict[str, Any] = {"dtype": dtype, "local_files_only": True}
+def _check_scheduler(described: Metadata) -> None:
     try:
-        if located.single_file is not None:
-            return StableDiffusionXLPipeline.from_single_file(
-                str(located.single_file), config=str(located.folder), add_watermarker=False, **options
-            )
-        return StableDiffusionXLPipeline.from_pretrained(
-            str(located.folder), use_safetensors=True, variant=located.variant, add_watermarker=False, **options
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as problem:
-        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-        raise CheckpointError(f"{located.name} cannot be loaded: {reason}") from problem
+        resolve_name(described.defaults.scheduler)
+    except UnknownSchedulerError as problem:
+        raise CheckpointError(f"{described.name}: igen.json: {problem}") from None
 
 
-def _place(pipeline: Any, device: torch.device, dtype: torch.dtype) -> None:
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
-        part.requires_grad_(requires_grad=False).eval().to(device=device)
-        if part.dtype != dtype:
-            part.to(dtype=dtype)
-    if dtype == torch.float16 and pipeline.vae.config.force_upcast:
-        pipeline.vae.to(dtype=torch.float32)  # it says itself that fp16 overflows; for good, not per picture
+def _place(parts: Parts, device: torch.device, dtype: torch.dtype) -> None:
+    # a VAE that says itself that fp16 overflows stays in fp32, for good: moving it for every picture is slow
+    upcast = dtype == torch.float16 and parts.vae.config.force_upcast
+    for part in (parts.unet, parts.text_encoder, parts.text_encoder_2):
+        part.requires_grad_(requires_grad=False).eval().to(device=device, dtype=dtype)
+    parts.vae.requires_grad_(requires_grad=False).eval().to(device=device, dtype=torch.float32 if upcast else dtype)
     # convolutions run faster with channels last, on CPUs through oneDNN and on tensor cores
-    pipeline.unet.to(memory_format=torch.channels_last)
-    pipeline.vae.to(memory_format=torch.channels_last)
+    parts.unet.to(memory_format=torch.channels_last)
+    parts.vae.to(memory_format=torch.channels_last)
 
 
 def _describe(
@@ -155,19 +154,8 @@ def _version(package: str) -> str | None:
 
 
 def weights_sha256(located: Located) -> str:
-    """One SHA-256 over the names and digests of every weight file that is loaded, in hexadecimal."""
+    """One SHA-256, in hexadecimal, over exactly the weight files that are loaded."""
     if located.single_file is not None:
-        return _file_sha256(located.single_file)
-    suffix = f".{located.variant}.safetensors" if located.variant else ".safetensors"
-    total = hashlib.sha256()
-    for path in sorted(located.folder.glob(f"*/*{suffix}")):
-        total.update(f"{path.relative_to(located.folder)}:{_file_sha256(path)}\n".encode())
-    return total.hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    blob = path.resolve().name
-    if path.is_symlink() and len(blob) == 64:  # noqa: PLR2004 - the hub's cache names a blob by its SHA-256
-        return blob
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return fingerprint(located.single_file.parent, (located.single_file,))
+    files = [file for weights in located.weights.values() for file in weights.files]
+    return fingerprint(located.folder, files)
