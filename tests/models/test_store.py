@@ -378,9 +378,20 @@ class TestS3:
                         writer.write(good)
 
             origin.answers["/pictures/k"] = answer
-            store = flaky_s3(origin.url(""), timeout_s=3)
+            store = flaky_s3(origin.url(""), timeout_s=6)
             assert await store.get("k") == b"body"
             assert len(origin.seen) == 3
+
+    async def test_a_delete_is_tried_again(self) -> None:
+        async with Origin() as origin:
+
+            async def answer(_seen: object, writer: asyncio.StreamWriter) -> None:
+                status = "503 Slow Down" if len(origin.seen) == 1 else "204 No Content"
+                writer.write(answer_with(b"", status=status))
+
+            origin.answers["/pictures/k"] = answer
+            await flaky_s3(origin.url("")).delete("k")
+            assert [seen.method for seen in origin.seen] == ["DELETE", "DELETE"]
 
     async def test_a_black_hole_ends_in_bounded_time(self) -> None:
         async def never(_seen: object, _writer: asyncio.StreamWriter) -> None:
@@ -392,19 +403,19 @@ class TestS3:
                 started = time.monotonic()
                 with pytest.raises(StoreError):
                     await call
-                assert time.monotonic() - started < 6
+                assert time.monotonic() - started < 10
 
     async def test_a_call_that_never_ends_is_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("obstore.head", lambda *_: time.sleep(2))
+        monkeypatch.setattr("obstore.head", lambda *_: time.sleep(5))
         started = time.monotonic()
         with pytest.raises(StoreError, match="in time"):
             await flaky_s3("http://127.0.0.1:9", timeout_s=0.3).head("k")
-        assert time.monotonic() - started < 1.8
+        assert time.monotonic() - started < 4
 
     def test_a_process_ends_well_right_after_a_call(self) -> None:
         command = [sys.executable, "-c", CHILD_THAT_ENDS_AT_ONCE]
-        children = [subprocess.Popen(command) for _ in range(5)]
-        assert [child.wait() for child in children] == [0] * 5
+        children = [subprocess.Popen(command) for _ in range(3)]
+        assert [child.wait() for child in children] == [0] * 3
 
     async def test_forbidden_is_not_tried_again(self) -> None:
         async with Origin({"/pictures/k": answer_with(b"<Error/>", status="403 Forbidden")}) as origin:
