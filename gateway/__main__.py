@@ -15,13 +15,11 @@ from rich.table import Column, Table
 
 from gateway.firstkey import FIRST_USER, initialise
 from gateway.keys import Keys
-from gateway.server import bind, serve
 from gateway.settings import GatewaySettings
 from models.db import Database, DatabaseError, utc_now
 from models.logs import configure_logging
 from models.migrations import SchemaError, check_schema, upgrade
 from models.settings import SettingsError, load_settings
-from models.store import open_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -134,14 +132,19 @@ def revoke_key(key_id: Annotated[str, typer.Argument(help="The 12 characters aft
 
 
 async def _serve(settings: GatewaySettings) -> None:
+    # imported here: the other commands need no web framework, and start in half the time without
+    from gateway.server import bind, serve  # noqa: PLC0415
+    from models.store import open_store  # noqa: PLC0415
+
     open_store(settings.store)
     async with _database(settings) as db:
         await check_schema(db)
     try:
         listening = bind(settings)
     except OSError as problem:
+        reason = os.strerror(problem.errno) if problem.errno else str(problem)
         raise SettingsError(
-            f"IGEN_BIND, IGEN_PORT: cannot listen on {settings.bind}:{settings.port}: {problem.strerror}"
+            f"IGEN_BIND, IGEN_PORT: cannot listen on {settings.bind}:{settings.port}: {reason}"
         ) from None
     with listening:
         if not await serve(settings, listening):

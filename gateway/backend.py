@@ -35,7 +35,6 @@ CONNECT_S = 5.0
 ANSWER_S = 15.0
 """How long an answer may take beyond the time that the backend was asked to wait."""
 PING_S = 2.0
-RETRY_AFTER_S = 5
 LONGEST_RETRY_AFTER_S = 3600
 SHOWN_PROBLEMS = 20
 SHOWN_CHARS = 300
@@ -243,9 +242,10 @@ def _refused_input(raw: bytes) -> GenerationError:
     return GenerationInputError(message or None, details=details)
 
 
-def _retry_after(headers: dict[str, str]) -> int:
+def _retry_after(headers: dict[str, str]) -> int | None:
     value = headers.get("retry-after", "")
-    return min(max(int(value), 1), LONGEST_RETRY_AFTER_S) if value.isascii() and value.isdigit() else RETRY_AFTER_S
+    plausible = value.isascii() and value.isdigit() and len(value) < 10  # noqa: PLR2004
+    return min(max(int(value), 1), LONGEST_RETRY_AFTER_S) if plausible else None
 
 
 def _reason(problem: BaseException) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from models.errors import (
     BadRequestError,
@@ -15,6 +16,10 @@ from models.errors import (
     UnavailableError,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+RETRY_AFTER_S = 5
 NEW_KEY = "Send it again with a new Idempotency-Key."
 
 
@@ -66,8 +71,20 @@ class GenerationError(IgenError):
 
     status = 502
     code = "backend_failed"
-    consumes_key = True
+    consumes_key: ClassVar[bool] = True
     default_message = f"The backend failed to draw the picture. {NEW_KEY}"
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        details: Sequence[FieldProblem] = (),
+        retry_after_s: int | None = None,
+    ) -> None:
+        """Every failure that is not the request's own says when to come back."""
+        if retry_after_s is None and self.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            retry_after_s = RETRY_AFTER_S
+        super().__init__(message, details=details, retry_after_s=retry_after_s)
 
 
 class BackendUnavailableError(GenerationError):

@@ -91,6 +91,9 @@ class Forwarder:
             except LeaseLostError:
                 log.warning("lease_lost", fence=lease.fence)
                 return
+            except DatabaseError:
+                log.exception("row_left_open")  # its lease runs out, and recovery asks the backend again
+                return
             except asyncio.CancelledError:
                 await self._give_back(lease)
                 raise
@@ -103,7 +106,7 @@ class Forwarder:
             await _insist(lambda: self._ledger.complete(lease, output, pictures))
         except GenerationError as problem:
             error = problem
-        except (LeaseLostError, asyncio.CancelledError):
+        except (LeaseLostError, DatabaseError):
             raise
         except Exception:  # the edge of a job: whatever it was, the row must end and the log must tell
             log.exception("generation_crashed")

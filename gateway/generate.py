@@ -67,6 +67,7 @@ async def generate(request: Request, caller: KnownCaller) -> JSONResponse:
         if fresh:
             log.info("generation_accepted", generation_id=row.id)
             services.runner.carry(row)
+            await services.runner.wait(row.id, at_most_s=LOOK_S)
         else:
             services.metrics.replays.inc()
         told = await _wait_for_end(services, row)

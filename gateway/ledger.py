@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
 from gateway.errors import GenerationError, IdempotencyConflictError, to_row
@@ -132,14 +132,15 @@ class Ledger:
         )
 
     async def renew(self, ids: Collection[str]) -> set[str]:
-        """Prolong this process's leases; returns those of `ids` that it no longer holds."""
+        """Prolong this process's leases; returns those of `ids` that are open in another process's hands."""
         if not ids:
             return set()
-        mine = (Generation.id.in_(ids), Generation.lease_owner == self.owner, Generation.state.in_(OPEN_STATES))
+        still_open = (Generation.id.in_(ids), Generation.state.in_(OPEN_STATES))
+        mine = update(Generation).where(*still_open, Generation.lease_owner == self.owner)
+        others = select(Generation.id).where(*still_open, Generation.lease_owner != self.owner)
         async with self._db.write() as session:
-            await session.execute(update(Generation).where(*mine).values(lease_expires_at=self._expiry()))
-            held = await session.scalars(select(Generation.id).where(*mine))
-            return set(ids) - set(held)
+            await session.execute(mine.values(lease_expires_at=self._expiry()))
+            return set(await session.scalars(others))
 
     async def release(self, lease: Lease) -> None:
         """Give a row back unfinished, so that another process may take it over at once."""
@@ -168,11 +169,6 @@ class Ledger:
         async with self._db.read() as session:
             rows = list(await session.scalars(query.order_by(Generation.id.desc()).limit(limit)))
             return await _with_pictures(session, rows)
-
-    async def count_open(self) -> int:
-        """How many rows have not ended."""
-        async with self._db.read() as session:
-            return await session.scalar(select(func.count()).where(Generation.state.in_(OPEN_STATES))) or 0
 
     def _fresh_row(self, new: NewGeneration) -> Generation:
         return Generation(

@@ -162,8 +162,9 @@ class RequestLogWriter:
                 self._lose([record], type(problem).__name__)
 
     async def _write(self, batch: list[RequestRecord]) -> None:
+        rows = [record.row() for record in batch]  # redacted before the write lock is taken
         async with self._db.write() as session:
-            await session.execute(insert(RequestLog), [record.row() for record in batch])
+            await session.execute(insert(RequestLog), rows)
             for key_id, at in {record.key_id: record.at for record in batch if record.key_id}.items():
                 stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < _before(at))
                 await session.execute(update(ApiKey).where(ApiKey.id == key_id, stale).values(last_used_at=at))

@@ -30,6 +30,7 @@ log = get_logger(__name__)
 
 BUNDLED = Path(__file__).parent / "checkpoints"
 RUNPOD_CACHE = Path("/runpod-volume/huggingface-cache")
+KEEP_ALIVE_S = 75  # longer than clients keep an idle connection, so that none is closed under a request on its way
 CLOSE_S = 5  # open connections get this long after the drain
 EXIT_SETTINGS = 2
 
@@ -110,6 +111,7 @@ def serve(settings: InferenceSettings, key: str | None, opener: Callable[[Infere
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=CLOSE_S,
     )
     server = DrainingServer(config)

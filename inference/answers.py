@@ -33,12 +33,14 @@ def full_answer(record: JobRecord, worker_id: str) -> bytes:
         status=record.state,
         delayTime=_milliseconds(record.created_at, record.started_at),
         executionTime=_milliseconds(record.started_at, record.ended_at),
-        output=None if record.state.terminal else {"progress": record.progress.model_dump(mode="json")},
         error=record.error,
         workerId=None if record.started_at is None else worker_id,
     )
     head = encode(answer.to_json())
-    return head if record.output is None else head[:-1] + b',"output":' + record.output + b"}"
+    output = record.output
+    if not record.state.terminal:
+        output = encode({"progress": record.progress.model_dump(mode="json")})
+    return head if output is None else head[:-1] + b',"output":' + output + b"}"
 
 
 def stream_answer(record: JobRecord, chunks: Iterable[bytes]) -> bytes:
@@ -57,15 +59,14 @@ def stream_answer(record: JobRecord, chunks: Iterable[bytes]) -> bytes:
 
 def progress_chunk(progress: Progress) -> bytes:
     """A piece of `/stream` with the newest progress."""
-    return encode({"output": {"progress": progress.model_dump(mode="json", exclude_none=True)}})
+    return encode({"output": {"progress": progress.model_dump(mode="json")}})
 
 
 def picture_chunk(index: int, seed: int, image: str, max_bytes: int) -> bytes:
     """A piece of `/stream` with a finished picture; one over `max_bytes` is announced without its pixels."""
     picture: dict[str, Any] = {"index": index, "seed": seed}
-    chunk = encode({"output": {"picture": {**picture, "image": image}}})
-    if len(chunk) <= max_bytes:
-        return chunk
+    if len(image) <= max_bytes - 200:  # the rest of the chunk is shorter than that
+        return encode({"output": {"picture": {**picture, "image": image}}})
     return encode({"output": {"picture": {**picture, "omitted": f"larger than {max_bytes} bytes; see /status"}}})
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
 
-from inference.answers import encode, full_answer, picture_chunk, progress_chunk, stream_answer
-from inference.errors import NotRetryableError, QueueFullError, ResultTooLargeError
+from inference.answers import encode, full_answer, progress_chunk, stream_answer
+from inference.errors import NotRetryableError, ResultTooLargeError
+from inference.idempotency import agree_on_key, fingerprint_of, same_job
 from inference.jobs import JobRecord
-from models.errors import FieldProblem, IgenError, InvalidInputError, NotFoundError
+from inference.observer import RecordObserver
+from models.errors import IgenError, InvalidInputError, NotFoundError, TooManyRequestsError
 from models.logs import get_logger
 from models.wire import JobState, Progress
 
@@ -79,14 +80,14 @@ class Dispatcher:
         key = agree_on_key(key, request.input.request_id)
         fingerprint = fingerprint_of(request)
         if key is not None and (known := self.book.find(key)) is not None:
-            return _same_job(known, fingerprint)
+            return same_job(known, fingerprint)
         job_id = key or f"{'sync-' if sync else ''}{uuid.uuid4()}-u1"
         plan = self._plan(job_id, request)
-        self.book.make_room()
         try:
+            self.book.make_room()
             drawing = self.handler.submit(plan, prefix=INPUT_PREFIX)
-        except QueueFullError:
-            self._metrics.refused.labels("queue_full").inc()
+        except TooManyRequestsError as full:
+            self._metrics.refused.labels(full.code).inc()
             raise
         record = JobRecord(
             id=job_id,
@@ -289,7 +290,7 @@ class Dispatcher:
         if not self.book.end(record, state, output=output, error=error):
             return
         if state in (JobState.COMPLETED, JobState.CANCELLED):
-            record.plan = None  # only a failed job can be retried
+            record.plan = record.s3 = None  # only a failed job can be retried
         self._metrics.job_ended(record)
         level = log.warning if state in (JobState.FAILED, JobState.TIMED_OUT) else log.info
         level("job_ended", job_id=record.id, request_id=record.correlation_id, state=state.value, error=error)
@@ -319,61 +320,3 @@ class _Run:
 
     drawing: Drawing
     task: asyncio.Task[None]
-
-
-class RecordObserver:
-    """Writes what the handler reports into the job's record. What comes after the job's end changes nothing."""
-
-    def __init__(self, book: JobBook, record: JobRecord, metrics: Metrics, chunk_bytes: int) -> None:
-        self._book = book
-        self._record = record
-        self._metrics = metrics
-        self._chunk_bytes = chunk_bytes
-
-    def started(self) -> None:
-        """The first picture got a slot."""
-        self._book.start(self._record)
-
-    def progressed(self, progress: Progress) -> None:
-        """A step is done, or the place in the queue changed."""
-        self._book.show_progress(self._record, progress)
-
-    def picture(self, index: int, seed: int, image: str) -> None:
-        """A picture is finished."""
-        self._metrics.pictures.inc()
-        self._book.add_chunk(self._record, picture_chunk(index, seed, image, self._chunk_bytes))
-
-
-def agree_on_key(header: str | None, field: str | None) -> str | None:
-    """The job's id as its caller named it.
-
-    Raises:
-        InvalidInputError: header and field name different ids.
-
-    """
-    if header is not None and field is not None and header != field:
-        reason = "the Idempotency-Key header and input.request_id must agree"
-        problems = [FieldProblem("Idempotency-Key", reason), FieldProblem("input.request_id", reason)]
-        raise InvalidInputError(reason, details=problems)
-    return header or field
-
-
-def fingerprint_of(request: JobRequest) -> str:
-    """A hash of what decides the answer: the input without its id, and where the pictures go."""
-    decisive = request.model_dump(mode="json", include={"input", "s3Config"})
-    decisive["input"].pop("request_id", None)
-    return hashlib.sha256(encode(sorted_items(decisive))).hexdigest()
-
-
-def sorted_items(value: object) -> object:
-    """The same JSON whatever the order of its keys."""
-    return {name: sorted_items(value[name]) for name in sorted(value)} if isinstance(value, dict) else value
-
-
-def _same_job(known: JobRecord, fingerprint: str) -> JobRecord:
-    if known.fingerprint != fingerprint:
-        reason = "this id was used for a job with another input"
-        raise InvalidInputError(
-            reason, details=[FieldProblem("Idempotency-Key", reason), FieldProblem("input.request_id", reason)]
-        )
-    return known

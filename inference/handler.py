@@ -260,4 +260,5 @@ class PictureHandler:
 
 
 def _progress(event: Progressed) -> Progress:
-    return Progress(step=event.step, steps=event.steps, eta_s=event.eta_s, queue_position=event.queue_position)
+    eta_s = event.eta_s if event.eta_s is not None and math.isfinite(event.eta_s) else None  # JSON has no infinity
+    return Progress(step=event.step, steps=event.steps, eta_s=eta_s, queue_position=event.queue_position)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, SecretStr, StringConstraints
 from pydantic_settings import SettingsConfigDict
+from yarl import URL
 
 from models.settings import CommonSettings, SettingsError
 
@@ -167,3 +168,22 @@ def check_settings(settings: InferenceSettings) -> None:
         raise SettingsError(
             "BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY: set all three or none"
         )
+    if settings.bucket_endpoint_url is not None:
+        host_and_port(settings.bucket_endpoint_url)
+
+
+def host_and_port(endpoint: str) -> tuple[str, int]:
+    """Where an S3 endpoint listens.
+
+    Raises:
+        SettingsError: it is no http or https URL.
+
+    """
+    try:
+        url = URL(endpoint)
+        host, port = url.host, url.port
+    except ValueError:
+        host, port = None, None
+    if not host or not port or url.scheme not in ("http", "https"):
+        raise SettingsError("BUCKET_ENDPOINT_URL: not an http or https URL")
+    return host, port

@@ -8,15 +8,13 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from yarl import URL
-
 from inference.errors import UploadFailedError
 from inference.handler import InlineDelivery
 from inference.pictures import MEDIA_TYPE
+from inference.settings import host_and_port
 from models.errors import FieldProblem, IgenError
 from models.fetch import FetchBlockedError, FetchPolicy, SafeFetcher, check_url
 from models.logs import get_logger
-from models.settings import SettingsError
 from models.store import PresignTarget, upload_presigned
 
 if TYPE_CHECKING:
@@ -89,7 +87,7 @@ class Deliveries:
         target = operators_bucket(self._settings)
         if target is not None:
             # The operator's own endpoint may well be on a private network, so it is let through, and nothing else.
-            policy = FetchPolicy(allow_hosts=frozenset({_host_and_port(target.endpoint)}))
+            policy = FetchPolicy(allow_hosts=frozenset({host_and_port(target.endpoint)}))
             fetcher = await self._stack.enter_async_context(SafeFetcher(policy))
             self._operators = BucketDelivery(fetcher, target, self._room, self._settings.upload_timeout_s)
         return self
@@ -139,14 +137,3 @@ def _address_problems(field: str, url: str | None, policy: FetchPolicy) -> list[
     except FetchBlockedError as blocked:
         return [FieldProblem(field, blocked.message)]
     return []
-
-
-def _host_and_port(endpoint: str) -> tuple[str, int]:
-    try:
-        url = URL(endpoint)
-        host, port = url.host, url.port
-    except ValueError:
-        host = port = None
-    if not host or not port or url.scheme not in ("http", "https"):
-        raise SettingsError("BUCKET_ENDPOINT_URL: not an http or https URL")
-    return host, port

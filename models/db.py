@@ -57,8 +57,7 @@ class Database:
         self.url = async_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         if self.is_sqlite:
-            self._writer = _sqlite_engine(self.url, connections=1, begin="BEGIN IMMEDIATE")
-            self._reader = _sqlite_engine(self.url, connections=READERS, begin="BEGIN")
+            self._writer, self._reader = _sqlite_writer(self.url), _sqlite_reader(self.url)
         else:
             self._writer = self._reader = _postgres_engine(self.url)
         self._write_session = async_sessionmaker(self._writer, expire_on_commit=False)
@@ -71,7 +70,7 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
-        """A session whose reads belong to one moment. Objects stay usable after it ends.
+        """A session to read with; each statement sees what was committed before it. Objects outlive the session.
 
         Raises:
             DatabaseError: the database does not answer.
@@ -146,15 +145,25 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def _sqlite_engine(url: URL, *, connections: int, begin: str) -> AsyncEngine:
+def _sqlite_writer(url: URL) -> AsyncEngine:
+    # the driver begins no transaction by itself; we do
+    engine = _sqlite_engine(url, connections=1, connect_args={"isolation_level": None})
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def start(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _sqlite_reader(url: URL) -> AsyncEngine:
+    # no transactions: each call into the driver's thread costs more than the statement itself
+    return _sqlite_engine(url, connections=READERS, isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True)
+
+
+def _sqlite_engine(url: URL, *, connections: int, **options: Any) -> AsyncEngine:
     Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    engine = create_async_engine(
-        url,
-        connect_args={"isolation_level": None},  # the driver begins no transaction by itself; we do, below
-        pool_size=connections,
-        max_overflow=0,
-        pool_timeout=POOL_WAIT_S,
-    )
+    engine = create_async_engine(url, pool_size=connections, max_overflow=0, pool_timeout=POOL_WAIT_S, **options)
 
     @event.listens_for(engine.sync_engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:
@@ -169,10 +178,6 @@ def _sqlite_engine(url: URL, *, connections: int, begin: str) -> AsyncEngine:
         ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def start(connection: Any) -> None:
-        connection.exec_driver_sql(begin)
 
     return engine
 

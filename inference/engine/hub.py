@@ -105,28 +105,30 @@ def _is_whole(name: str, folder: Path, *, weights: bool) -> bool:
 
 def _fetch_weights(name: str, revision: str, part: str) -> None:
     for _variant, filename in candidates(part, half=True):  # half the bytes where the repository offers them
-        found = _get(name, revision, f"{part}/{filename}", limit_s=None)
+        found = _get(name, revision, f"{part}/{filename}", small=False)
         if found is None:
             continue
         for shard in shards_of(found) if found.suffix == ".json" else ():
-            _required(name, revision, f"{part}/{shard.name}", limit_s=None)
+            _required(name, revision, f"{part}/{shard.name}", small=False)
         return
     raise CheckpointError(f"{name} at {revision} has no safetensors weights of its {part}; pickles are not loaded")
 
 
-def _required(name: str, revision: str, file: str, *, limit_s: float | None = SMALL_FILE_S) -> Path:
-    found = _get(name, revision, file, limit_s=limit_s)
+def _required(name: str, revision: str, file: str, *, small: bool = True) -> Path:
+    found = _get(name, revision, file, small=small)
     if found is None:
         raise CheckpointError(f"{name} at {revision} has no {file}")
     return found
 
 
-def _get(
-    name: str, revision: str, file: str, *, local: bool = False, limit_s: float | None = SMALL_FILE_S
-) -> Path | None:
-    """One file, None where the repository (or, `local`, the cache) has none. `limit_s` bounds the wait in seconds."""
+def _get(name: str, revision: str, file: str, *, local: bool = False, small: bool = True) -> Path | None:
+    """One file; None where the repository (or, `local`, the cache) has none.
+
+    The wait for a `small` one is bounded as a whole, for others by the library's time-outs and number of retries.
+    """
     from transformers.utils import cached_file  # noqa: PLC0415 - after quiet_libraries
 
+    limit_s = SMALL_FILE_S if small else None
     try:
         found = _within(limit_s, lambda: cached_file(name, file, revision=revision, local_files_only=local))
     except TimeoutError:

@@ -99,9 +99,7 @@ def _from_single_file(
     modules = {}
     for part in ("unet", "vae"):
         with _loading(located, part):
-            modules[part] = _class_of(part).from_single_file(
-                str(path), subfolder=part, dtype=dtypes[part], **options
-            )
+            modules[part] = _class_of(part).from_single_file(str(path), subfolder=part, dtype=dtypes[part], **options)
     with _loading(located, "text encoders"):
         pipeline = diffusers.StableDiffusionXLPipeline.from_single_file(
             str(path),
@@ -153,7 +151,9 @@ def _loading(located: Located, part: str) -> Iterator[None]:
         raise
     except NotImplementedError as problem:
         # a tensor without storage cannot be moved
-        raise CheckpointError(f"{located.name}: {part} cannot be loaded: some of its weights are missing") from problem
+        raise CheckpointError(
+            f"{located.name}: {part} cannot be loaded: some of its weights are missing"
+        ) from problem
     except Exception as problem:
         reason = str(problem) or type(problem).__name__
         raise CheckpointError(f"{located.name}: {part} cannot be loaded: {reason}") from problem

@@ -36,6 +36,7 @@ def main() -> int:
 
 def _run() -> int:
     root = Path(__file__).resolve().parents[2]
+    os.umask(0o077)  # keys, pictures and logs are their owner's, whatever mode IGEN_HOME has
     apply_env_file(root / ".env", os.environ)
     settings, host_header = _settings(root)
     prepare_home(settings.home)

@@ -64,15 +64,18 @@ def take_lock(home: Path, address: str) -> int:
         CheckError: another supervisor holds it.
 
     """
-    descriptor = os.open(home / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 4096)
-        os.close(descriptor)
-        raise CheckError(_already_running(holder, home)) from None
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, json.dumps({"pid": os.getpid(), "address": address}).encode())
+        descriptor = os.open(home / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 4096)
+            os.close(descriptor)
+            raise CheckError(_already_running(holder, home)) from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, json.dumps({"pid": os.getpid(), "address": address}).encode())
+    except OSError as problem:
+        raise CheckError(f"IGEN_HOME: cannot lock {home / LOCK_NAME}: {problem.strerror}") from None
     return descriptor
 
 

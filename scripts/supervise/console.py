@@ -11,8 +11,6 @@ from scripts.supervise.child_log import RotatingFile
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rich.live import Live
-
 
 class Console:
     """Writes each line to a stream and to the supervisor's own log; survives a stream whose reader has gone."""
@@ -20,7 +18,8 @@ class Console:
     def __init__(self, log: Path, stream: TextIO | None = None) -> None:
         self._stream: TextIO | None = stream or sys.stdout
         self._log = RotatingFile(log)
-        self._live: Live | None = None
+        self._live: Any = None
+        self._spinner: Any = None
 
     @property
     def moves(self) -> bool:
@@ -44,23 +43,23 @@ class Console:
         """Show or replace the moving line; empty text takes it away. Nothing happens off a terminal."""
         if not self.moves:
             return
-        if not text:
-            if self._live is not None:
-                self._live.stop()
-                self._live = None
-            return
-        if self._live is None:
-            self._live = _new_live(self._stream)
+        if text and self._live is None:
+            self._live, self._spinner = _new_live(self._stream)
             self._live.start()
-        self._live.renderable.update(text=text)  # type: ignore[union-attr]
-        self._live.refresh()
+        if text:
+            self._spinner.update(text=text)
+            self._live.refresh()
+        elif self._live is not None:
+            self._live.stop()
+            self._live = None
 
 
-def _new_live(stream: Any) -> Live:
+def _new_live(stream: Any) -> tuple[Any, Any]:
     # Rich costs a tenth of a second, which a start without a terminal need not spend. No refreshing thread of
-    # its own: the supervisor forks children.
+    # its own: the supervisor forks children. Its console also shows what others print, a traceback for one.
     from rich.console import Console as RichConsole  # noqa: PLC0415
     from rich.live import Live  # noqa: PLC0415
     from rich.spinner import Spinner  # noqa: PLC0415
 
-    return Live(Spinner("dots"), console=RichConsole(file=stream), auto_refresh=False, transient=True)
+    spinner = Spinner("dots")
+    return Live(spinner, console=RichConsole(file=stream), auto_refresh=False, transient=True), spinner

@@ -24,6 +24,7 @@ class SupervisorSettings(CommonSettings):
     )
     port: int = Field(8000, ge=1, le=65535, description="Port of the gateway.")
     inference_port: int = Field(8001, ge=1, le=65535, description="Port of the inference server.")
+    endpoint: str = Field("igen", description="Endpoint name in `/v2/<endpoint>/...`.")
     inference_key: str = Field(
         "",
         repr=False,
@@ -43,7 +44,7 @@ class SupervisorSettings(CommonSettings):
     @property
     def local_backend_url(self) -> str:
         """The address of the inference server that the supervisor itself starts."""
-        return f"http://{connect_host(self.bind)}:{self.inference_port}/v2/igen"
+        return f"http://{connect_host(self.bind)}:{self.inference_port}/v2/{self.endpoint}"
 
     @property
     def draws_here(self) -> bool:

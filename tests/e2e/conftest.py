@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     made = Stack(tmp_path_factory.mktemp("igen"))
-    made.start()
-    yield made
-    assert made.stop() == 0, made.output
+    try:
+        made.start()
+        yield made
+    finally:
+        code = made.stop()
+    assert code == 0, made.output

@@ -17,7 +17,7 @@ from sqlalchemy import update
 
 from gateway.errors import GenerationError
 from gateway.ledger import Lease, LeaseLostError, Ledger, NewGeneration
-from models.db import Database, utc_now
+from models.db import Database, DatabaseError, utc_now
 from models.tables import Generation
 from tests.gateway.conftest import until
 
@@ -203,6 +203,28 @@ async def test_a_gateway_that_slept_past_its_lease_does_no_harm(
     assert told is not None
     assert len(told.pictures) == 1
     assert len(backend.submissions) == 1
+
+
+async def test_a_row_that_could_not_be_closed_is_finished_later_from_the_backends_answer(
+    start_gateway: StartGateway, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.forwarder.CLOSE_PAUSES_S", (0.01,))
+    gateway = await start_gateway()
+    ledger = gateway.services.ledger
+    real, refusals = ledger.complete, [DatabaseError(), DatabaseError()]
+
+    async def complete(*arguments: Any) -> None:
+        if refusals:
+            raise refusals.pop()
+        await real(*arguments)
+
+    monkeypatch.setattr(ledger, "complete", complete)
+    reply = await gateway.generate()
+    assert reply.status == 200
+    assert not refusals
+    row = await gateway.row()
+    assert (row.state, row.fence) == ("completed", 2)
+    assert backend.drawn == {row.id: 1}
 
 
 async def test_on_sigterm_readiness_ends_callers_are_answered_and_the_rest_is_given_back(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from inference.errors import BookFullError
@@ -8,37 +10,37 @@ from models.wire import JobState, Policy, Progress
 
 
 class Clock:
-    def __init__(self):
+    def __init__(self) -> None:
         self.now = 0.0
 
-    def __call__(self):
+    def __call__(self) -> float:
         return self.now
 
 
 @pytest.fixture
-def clock():
+def clock() -> Clock:
     return Clock()
 
 
-def make_book(clock, max_jobs=100, max_bytes=10_000):
+def make_book(clock: Clock, max_jobs: int = 100, max_bytes: int = 10_000) -> JobBook:
     return JobBook(max_jobs=max_jobs, max_bytes=max_bytes, clock=clock)
 
 
-def add(book, job_id, *, keyed=False, ttl_s=60.0):
+def add(book: JobBook, job_id: str, *, keyed: bool = False, ttl_s: float = 60.0) -> JobRecord:
     book.make_room()
     record = JobRecord(job_id, False, keyed, "f", "c", Policy(), book.clock(), ttl_s)
     book.add(record)
     return record
 
 
-def finish(book, job_id, size=100, **kwargs):
+def finish(book: JobBook, job_id: str, size: int = 100, **kwargs: Any) -> JobRecord:
     record = add(book, job_id, **kwargs)
     book.start(record)
     book.end(record, JobState.COMPLETED, output=b"x" * size)
     return record
 
 
-def test_a_result_is_forgotten_after_its_time(clock):
+def test_a_result_is_forgotten_after_its_time(clock: Clock) -> None:
     book = make_book(clock)
     finish(book, "a", ttl_s=60)
     clock.now = 59.9
@@ -48,7 +50,7 @@ def test_a_result_is_forgotten_after_its_time(clock):
     assert (len(book), book.bytes_held) == (0, 0)
 
 
-def test_the_sweep_forgets_without_being_asked_for_the_job(clock):
+def test_the_sweep_forgets_without_being_asked_for_the_job(clock: Clock) -> None:
     book = make_book(clock)
     finish(book, "short", ttl_s=1)
     finish(book, "long", ttl_s=100)
@@ -57,7 +59,7 @@ def test_the_sweep_forgets_without_being_asked_for_the_job(clock):
     assert len(book) == 1
 
 
-def test_an_unfinished_job_never_expires_here(clock):
+def test_an_unfinished_job_never_expires_here(clock: Clock) -> None:
     book = make_book(clock)
     add(book, "a", ttl_s=1)
     clock.now = 1e6
@@ -65,7 +67,7 @@ def test_an_unfinished_job_never_expires_here(clock):
     assert book.find("a") is not None
 
 
-def test_bytes_are_bounded_and_what_was_fetched_goes_first(clock):
+def test_bytes_are_bounded_and_what_was_fetched_goes_first(clock: Clock) -> None:
     book = make_book(clock, max_bytes=1000)
     old = finish(book, "old", 400, keyed=True)
     fetched = finish(book, "fetched", 400, keyed=True)
@@ -82,7 +84,7 @@ def test_bytes_are_bounded_and_what_was_fetched_goes_first(clock):
     assert book.find("old") is old, "the id of an evicted result must stay known, or it would be drawn again"
 
 
-def test_thousands_of_results_stay_within_the_bound(clock):
+def test_thousands_of_results_stay_within_the_bound(clock: Clock) -> None:
     book = make_book(clock, max_jobs=50, max_bytes=5000)
     for number in range(3000):
         finish(book, f"job{number}", 300)
@@ -91,7 +93,7 @@ def test_thousands_of_results_stay_within_the_bound(clock):
     assert sum(record.result_bytes for record in (book.find(f"job{n}") for n in range(2950, 3000))) == book.bytes_held
 
 
-def test_unread_stream_pieces_count_as_bytes(clock):
+def test_unread_stream_pieces_count_as_bytes(clock: Clock) -> None:
     book = make_book(clock)
     record = add(book, "a")
     book.add_chunk(record, b"12345")
@@ -101,7 +103,7 @@ def test_unread_stream_pieces_count_as_bytes(clock):
     assert book.bytes_held == 0
 
 
-def test_jobs_with_a_key_are_not_forgotten_early_so_new_ones_are_refused(clock):
+def test_jobs_with_a_key_are_not_forgotten_early_so_new_ones_are_refused(clock: Clock) -> None:
     book = make_book(clock, max_jobs=3)
     finish(book, "free", ttl_s=500)
     finish(book, "keyed", keyed=True, ttl_s=500)
@@ -117,7 +119,7 @@ def test_jobs_with_a_key_are_not_forgotten_early_so_new_ones_are_refused(clock):
     add(book, "accepted")
 
 
-def test_asking_for_ever_new_times_does_not_grow_memory(clock):
+def test_asking_for_ever_new_times_does_not_grow_memory(clock: Clock) -> None:
     book = make_book(clock)
     record = finish(book, "a")
     for number in range(10_000):
@@ -128,7 +130,7 @@ def test_asking_for_ever_new_times_does_not_grow_memory(clock):
     assert len(book) == 0
 
 
-def test_the_end_is_the_end(clock):
+def test_the_end_is_the_end(clock: Clock) -> None:
     book = make_book(clock)
     record = finish(book, "a")
     assert not book.end(record, JobState.FAILED, error="late")
@@ -138,7 +140,7 @@ def test_the_end_is_the_end(clock):
     assert (record.state, record.error, record.progress.step, record.chunks) == (JobState.COMPLETED, None, 0, [])
 
 
-def test_a_retried_job_starts_anew(clock):
+def test_a_retried_job_starts_anew(clock: Clock) -> None:
     book = make_book(clock)
     record = add(book, "a")
     book.start(record)

@@ -61,6 +61,7 @@ async def test_a_waiting_job_says_its_place(make_rig: Callable[..., Any]) -> Non
         answers = [(await rig.call("GET", f"/status/{job_id}"))[1] for job_id in ids]
         assert [answer["output"]["progress"]["queue_position"] for answer in answers] == [0, 1, 2]
         assert {answer["status"] for answer in answers} == {"IN_QUEUE"}
+        assert answers[2]["output"]["progress"]["eta_s"] is None
 
 
 async def test_a_failed_job_carries_one_plain_error(make_rig: Callable[..., Any]) -> None:

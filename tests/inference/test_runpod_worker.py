@@ -269,7 +269,7 @@ async def test_a_broken_engine_ends_the_worker_with_an_error(tmp_path: Path) -> 
 
 @pytest.mark.skipif(not (TINY / "model_index.json").exists(), reason="the bundled checkpoint is not there")
 async def test_the_real_worker_with_the_bundled_checkpoint(tmp_path: Path, decode: Callable[[str], Any]) -> None:
-    async with running_platform() as platform, working(platform, tmp_path, {}, REAL_WORKER):
+    async with running_platform() as platform, working(platform, tmp_path, {}, REAL_WORKER, IGEN_THREADS="1"):
         wanted = {"prompt": "a red circle on a white background", "num_inference_steps": 4}
         for number in range(10):
             platform.offer(f"job-{number}", {**wanted, "seed": number % 5})

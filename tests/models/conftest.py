@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from models.store import ObjectStore, open_store
+from tests.support.postgres import database_url  # noqa: F401 - a fixture
 from tests.support.s3 import ACCESS_ID, ACCESS_SECRET, S3Server
 
 if TYPE_CHECKING:

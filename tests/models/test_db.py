@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-pytest_plugins = ("tests.support.postgres",)
-
 MOMENT = datetime(2026, 11, 21, 12, 30, tzinfo=timezone(timedelta(hours=2)))
 
 

@@ -16,8 +16,6 @@ from models.tables import Base
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-pytest_plugins = ("tests.support.postgres",)
-
 
 @pytest.fixture
 async def db(database_url: str) -> AsyncIterator[Database]:

@@ -1,4 +1,4 @@
-"""Runs a real supervisor over services described in a JSON file: run_supervisor.py CHECKOUT FILE LOGS STOP_TIMEOUT_S."""
+"""Runs a real supervisor over services in a JSON file: run_supervisor.py CHECKOUT FILE LOGS STOP_TIMEOUT_S."""
 
 from __future__ import annotations
 

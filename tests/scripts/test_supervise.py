@@ -251,6 +251,29 @@ def test_a_reader_that_goes_away_does_not_stop_the_services(running: Running, tm
     assert running.exit_code() == 0
 
 
+def test_a_terminal_shows_a_moving_line_and_ctrl_c_stops(running: Running, tmp_path: Path) -> None:
+    running.service("slow", "--ready-after", "1")
+    described = tmp_path / "services.json"
+    described.write_text(json.dumps(running.services))
+    command = [sys.executable, str(HERE / "run_supervisor.py"), str(ROOT), str(described), str(tmp_path), "10"]
+    on_a_terminal = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+    with subprocess.Popen(
+        [sys.executable, "-c", on_a_terminal, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as terminal:
+        assert terminal.stdin
+        assert terminal.stdout
+        seen = b""
+        while b"ALL READY" not in seen and (piece := terminal.stdout.read(4096)):
+            seen += piece
+        terminal.stdin.write(b"\x03")
+        seen += terminal.stdout.read()
+    assert terminal.returncode == 0, seen.decode()
+    assert b"waiting for slow" in seen
+    assert b"\x1b[2K" in seen  # erases the moving line
+    assert b"slow  stopping" in seen
+    assert not alive(running.events("start")[0][1])
+
+
 def test_a_log_is_rotated_before_it_grows_past_its_limit(tmp_path: Path) -> None:
     file = RotatingFile(tmp_path / "a.log", limit=100)
     for _ in range(10):
@@ -353,6 +376,8 @@ def test_one_port_for_two_services_and_a_wrong_address() -> None:
 
 def test_a_home_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
+    with pytest.raises(checks.CheckError, match=r"IGEN_HOME: cannot lock .*: Not a directory"):
+        checks.take_lock(tmp_path / "file", "")
     with pytest.raises(checks.CheckError, match=r"IGEN_HOME: cannot write to .*: Not a directory"):
         checks.prepare_home(tmp_path / "file" / "home")
     usage = shutil.disk_usage(tmp_path)._replace(free=5_000_000)
@@ -385,6 +410,7 @@ def test_which_services_run(tmp_path: Path) -> None:
     assert services[1].environment["IGEN_BACKEND_URL"] == "https://api.runpod.ai/v2/abc"
     assert services[1].environment["IGEN_REDIS_URL"] == "redis://there/0"
     assert settings_for(tmp_path, backend_url="http://localhost:8001/v2/igen").draws_here
+    assert settings_for(tmp_path, endpoint="mine").local_backend_url == "http://127.0.0.1:8001/v2/mine"
 
 
 @pytest.mark.parametrize(

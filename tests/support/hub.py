@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +26,25 @@ class FakeHub:
         self.fault: int | str | None = None
         self.requests: list[str] = []
         self.stopping = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.hub = self
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def find(self, path: str) -> tuple[int, dict[str, str], Path | None]:
+        """Status, headers and file of the answer."""
+        if isinstance(self.fault, int):
+            return self.fault, {}, None
+        found = RESOLVE.match(path)
+        if not found or found[1] != self.name:
+            return 404, {"X-Error-Code": "RepoNotFound"}, None
+        if found[2] != self.commit:
+            return 404, {"X-Error-Code": "RevisionNotFound"}, None
+        file = self.folder / found[3]
+        if not file.is_file():
+            return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self.commit}, None
+        return 200, {"X-Repo-Commit": self.commit, "ETag": f'"{hub_etag(file)}"'}, file
 
     def close(self) -> None:
         self.stopping.set()
@@ -40,49 +53,36 @@ class FakeHub:
         self._server.server_close()
 
 
-def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_HEAD(self) -> None:  # noqa: N802 - the base class's name
-            self._answer(body=False)
-
-        def do_GET(self) -> None:  # noqa: N802
-            self._answer(body=True)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-        def _answer(self, *, body: bool) -> None:
-            hub.requests.append(f"{self.command} {self.path}")
-            if hub.fault == "hang":
-                hub.stopping.wait(120)
-                self.close_connection = True
-            elif isinstance(hub.fault, int):
-                self._send(hub.fault, b"")
-            elif not (found := RESOLVE.match(self.path)) or found[1] != hub.name:
-                self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
-            elif found[2] != hub.commit:
-                self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
-            elif not (path := hub.folder / found[3]).is_file():
-                self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": hub.commit})
-            else:
-                headers = {"X-Repo-Commit": hub.commit, "ETag": f'"{hub_etag(path)}"'}
-                self._send(200, path.read_bytes(), headers, body=body)
-
-        def _send(self, status: int, data: bytes, headers: dict[str, str] | None = None, *, body: bool = True) -> None:
-            self.send_response(status)
-            for key, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
-                self.send_header(key, value)
-            self.end_headers()
-            if body:
-                self.wfile.write(data)
-
-    return Handler
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    hub: FakeHub
 
 
-def wait_for_request(hub: FakeHub, deadline_s: float = 30) -> None:
-    """Until the client has asked for anything."""
-    ends = time.monotonic() + deadline_s
-    while not hub.requests and time.monotonic() < ends:
-        time.sleep(0.05)
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        hub = self.server.hub
+        hub.requests.append(f"{self.command} {self.path}")
+        if hub.fault == "hang":
+            hub.stopping.wait(120)
+            self.close_connection = True
+            return
+        status, headers, file = hub.find(self.path)
+        data = file.read_bytes() if file else b""
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(data)), **headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        pass

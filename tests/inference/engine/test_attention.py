@@ -91,6 +91,6 @@ def test_an_xformers_that_refuses_the_device_leaves_no_layer_with_it(monkeypatch
 
 
 def test_an_unset_message_still_says_what_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "xformers.ops", SimpleNamespace())  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "xformers.ops", SimpleNamespace())
     with pytest.raises(CheckpointError, match="MemoryError"):
         choose_attention(RecordingUnet(MemoryError()), "xformers", CUDA)

@@ -66,7 +66,9 @@ def test_a_catalogue_name_cannot_leave_the_catalogue(name: str, tmp_path: Path) 
         locate(name, None, (tmp_path / "root",))
 
 
-@pytest.mark.parametrize("name", ["", "a" * 300, "nul\0byte", "~nobody-here/tiny", "https://example.com/x/y", "a/b/c"])
+@pytest.mark.parametrize(
+    "name", ["", "a" * 300, "nul\0byte", "~nobody-here/tiny", "https://example.com/x/y", "a/b/c"]
+)
 def test_a_name_that_can_name_nothing_is_said_so(name: str) -> None:
     with pytest.raises(CheckpointError):
         locate(name, None, SEARCH)

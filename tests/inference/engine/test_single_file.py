@@ -77,7 +77,9 @@ def test_one_file_draws_the_same_picture_as_the_folder(
 
 def test_the_prediction_type_is_the_describing_folders(described: Path) -> None:
     file = save_original_layout(TINY, described.with_suffix(".safetensors"))
-    edit_json(described / "scheduler" / "scheduler_config.json", prediction_type="epsilon", timestep_spacing="leading")
+    edit_json(
+        described / "scheduler" / "scheduler_config.json", prediction_type="epsilon", timestep_spacing="leading"
+    )
     config = load(file).scheduler_config
     assert (config["prediction_type"], config["timestep_spacing"]) == ("epsilon", "leading")
 
@@ -106,7 +108,9 @@ def test_the_fingerprint_is_the_files_own(described: Path) -> None:
     assert (loaded.info.checkpoint, loaded.info.demonstration) == ("one", False)
 
 
-def test_the_describing_folder_is_looked_for_from_near_to_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_describing_folder_is_looked_for_from_near_to_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(single_file, "fetch", no_hub)
     catalogue, cache, models = tmp_path / "catalogue", tmp_path / "cache", tmp_path / "models"
     for folder in (catalogue, cache, models):
@@ -160,7 +164,10 @@ def test_a_file_that_is_not_whole_says_what_it_lacks(tmp_path: Path, kept: tuple
 @pytest.mark.parametrize(
     ("keys", "reason"),
     [
-        (["model.diffusion_model.x", "first_stage_model.x", "conditioner.embedders.0.model.ln_final.bias"], "refiner"),
+        (
+            ["model.diffusion_model.x", "first_stage_model.x", "conditioner.embedders.0.model.ln_final.bias"],
+            "refiner",
+        ),
         (["model.diffusion_model.x", "first_stage_model.x", "cond_stage_model.transformer.x"], "1 or 2 checkpoint"),
         (["lora_unet_down_blocks_0.lora_down.weight"], "LoRA"),
         (["unet.down_blocks.0.attn.to_k.lora.down.weight"], "LoRA"),
@@ -185,7 +192,10 @@ def test_the_edm_formulation_is_refused(tmp_path: Path) -> None:
     [
         ("model.diffusion_model.out.2.bias", "unet cannot be loaded: some of its weights are missing"),
         ("first_stage_model.decoder.conv_out.weight", "vae cannot be loaded: some of its weights are missing"),
-        ("conditioner.embedders.0.transformer.text_model.final_layer_norm.bias", "text_encoder lacks 1 of its weights"),
+        (
+            "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias",
+            "text_encoder lacks 1 of its weights",
+        ),
         ("conditioner.embedders.1.model.text_projection", "text_encoder_2 lacks 1 of its weights"),
     ],
 )
@@ -200,7 +210,7 @@ def test_a_file_of_other_sizes_than_described_is_refused(described: Path) -> Non
     file = save_original_layout(TINY, described.with_suffix(".safetensors"))
     key = "model.diffusion_model.input_blocks.0.0.weight"
     change_weights(file, lambda tensors: {**tensors, key: torch.zeros(64, 9, 3, 3)})
-    with pytest.raises(CheckpointError, match="one: unet cannot be loaded: .*conv_in"):
+    with pytest.raises(CheckpointError, match=r"one: unet cannot be loaded: .*conv_in"):
         load(file)
 
 

@@ -50,7 +50,7 @@ def test_shards_are_found_by_their_index(folder: Path) -> None:
     shards = as_shards(folder, "unet", 3)
     assert names(folder, half=True)["unet"] == (None, [shard.name for shard in shards])
     shards[1].unlink()
-    with pytest.raises(CheckpointError, match="00002-of-00003.safetensors is missing"):
+    with pytest.raises(CheckpointError, match=r"00002-of-00003\.safetensors is missing"):
         choose_weights("copy", folder, half=False)
 
 
@@ -96,7 +96,7 @@ def test_a_part_without_weights_is_named(folder: Path, part: str) -> None:
 def test_a_file_cut_short_is_said_so(folder: Path, keep: int) -> None:
     path = weights_of(folder, "vae")
     os.truncate(path, keep if keep >= 0 else path.stat().st_size - 1)
-    with pytest.raises(CheckpointError, match="vae/diffusion_pytorch_model.safetensors is (cut short|damaged)"):
+    with pytest.raises(CheckpointError, match=r"vae/diffusion_pytorch_model\.safetensors is (cut short|damaged)"):
         choose_weights("copy", folder, half=False)
 
 
