@@ -58,7 +58,7 @@ class Stack:
             start_new_session=True,
         )
         threading.Thread(target=self._read, daemon=True).start()
-        self.wait_for(lambda: len(CURL.findall(self.output)) >= 2, 120, "the curl lines")
+        self.wait_for(lambda: len(CURL.findall(self.output)) >= 2, 240, "the curl lines")
 
     def _read(self) -> None:
         assert self._process is not None
@@ -114,7 +114,7 @@ class Stack:
     ) -> tuple[int, dict[str, str], Any]:
         """Status, headers and JSON (or bytes) of one request with the first key."""
         url = path if path.startswith("http") else self.address + path
-        timeout = aiohttp.ClientTimeout(total=180)
+        timeout = aiohttp.ClientTimeout(total=280)
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
             session.request(method, url, json=body, headers={**self.headers, **(headers or {})}) as answer,
