@@ -11,9 +11,12 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 ROOT = Path(__file__).resolve().parents[2]
 CURL = re.compile(r"^\s*(curl .*)$", re.MULTILINE)
@@ -111,7 +114,7 @@ class Stack:
 
     async def call(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
-    ) -> tuple[int, dict[str, str], Any]:
+    ) -> tuple[int, Mapping[str, str], Any]:
         """Status, headers and JSON (or bytes) of one request with the first key."""
         url = path if path.startswith("http") else self.address + path
         timeout = aiohttp.ClientTimeout(total=280)
@@ -121,7 +124,9 @@ class Stack:
         ):
             is_json = answer.content_type == "application/json"
             content = await answer.json() if is_json else await answer.read()
-            return answer.status, dict(answer.headers), content
+            return answer.status, answer.headers, content
 
-    async def generate(self, headers: dict[str, str] | None = None, **fields: Any) -> tuple[int, dict[str, str], Any]:
+    async def generate(
+        self, headers: dict[str, str] | None = None, **fields: Any
+    ) -> tuple[int, Mapping[str, str], Any]:
         return await self.call("POST", "/api/generate/", fields, headers)
