@@ -20,6 +20,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+WATCH = 'trap "" HUP INT TERM; cat > /dev/null; kill -QUIT "$1"; while kill -0 "$1"; do sleep 0.1; done; rm -rf "$2"'
+"""Waits for the end of its input, which is the end of the test process, however that dies; then clears up."""
 APT_LINE = "sudo apt-get install -y postgresql"
 
 
@@ -38,6 +40,13 @@ class PostgresCluster:
         # fsync off: the tests' data need not survive the machine
         options = f"-k {self.folder} -c listen_addresses='' -c fsync=off -c max_connections=200"
         self._run("pg_ctl", "-D", self.data, "-o", options, "-l", f"{self.folder}/log", "-w", "start")
+        server = Path(self.data, "postmaster.pid").read_text().split()[0]
+        self._watcher = subprocess.Popen(
+            ["sh", "-c", WATCH, "sh", server, str(self.folder)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     @property
     def data(self) -> str:
@@ -54,8 +63,9 @@ class PostgresCluster:
         self._execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
     def stop(self) -> None:
-        self._run("pg_ctl", "-D", self.data, "-m", "immediate", "-w", "stop")
-        shutil.rmtree(self.folder, ignore_errors=True)
+        assert self._watcher.stdin is not None
+        self._watcher.stdin.close()
+        self._watcher.wait(timeout=30)
 
     def _execute(self, statement: str) -> None:
         with psycopg.connect(f"host={self.folder} user=igen dbname=postgres", autocommit=True) as connection:
