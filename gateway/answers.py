@@ -37,6 +37,7 @@ def tell_success(told: Told, public_base: str) -> dict[str, Any]:
         "checkpoint": receipt.get("checkpoint"),
         "demonstration": output.get("demonstration", False),
         "ignored": output.get("ignored", []),
+        "notes": output.get("notes", []),
         "receipt": output.get("receipt"),
         "timings": {**output.get("timings", {}), "total_s": _seconds(told)},
         "created_at": told.row.created_at.isoformat(),

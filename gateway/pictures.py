@@ -49,6 +49,7 @@ class BackendOutput(BaseModel):
     height: int | None = None
     demonstration: bool = False
     ignored: list[str] = []
+    notes: list[str] = []
     receipt: dict[str, Any] | None = None
     timings: dict[str, float] = {}
 
@@ -169,6 +170,7 @@ def _kept(told: BackendOutput, seeds: list[int], drawn: list[Drawn]) -> dict[str
         "height": drawn[0].height,
         "demonstration": told.demonstration,
         "ignored": told.ignored,
+        "notes": told.notes,
         "receipt": told.receipt,
         "timings": told.timings,
     }

@@ -60,6 +60,7 @@ class GeneratedAnswer(BaseModel):
     checkpoint: str | None
     demonstration: bool
     ignored: list[str]
+    notes: list[str]
     receipt: dict[str, Any] | None
     timings: dict[str, float | None]
     created_at: str

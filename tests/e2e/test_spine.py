@@ -81,6 +81,12 @@ async def test_twenty_at_once_equal_each_alone(stack: Stack) -> None:
         assert answer["seed"] == request["seed"]
 
 
+async def test_a_prompt_cut_short_is_said(stack: Stack) -> None:
+    status, _, answer = await stack.generate(prompt="a red circle " * 70, num_inference_steps=2)
+    assert status == 200
+    assert "did not fit" in answer["notes"][0]
+
+
 async def test_one_id_joins_the_logs(stack: Stack) -> None:
     mark = "e2e-correlation-1"
     status, headers, _ = await stack.generate({"X-Request-ID": mark}, prompt="a blue star", num_inference_steps=2)
