@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gateway.keys import Keys
+from models.files import write_private
 from models.migrations import upgrade
 
 if TYPE_CHECKING:
@@ -36,18 +36,6 @@ async def initialise(db: Database, home: Path) -> Path:
         elif path.stat().st_mode & 0o077:
             path.chmod(0o600)
     return path
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that is whole or absent, and that only its owner reads at any moment."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 @contextmanager

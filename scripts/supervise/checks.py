@@ -12,7 +12,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from scripts.supervise.files import write_private
+from models.files import write_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts.supervise.files import write_private
+from models.files import write_private
 from scripts.supervise.prerequisites import redis_on_path
 from scripts.supervise.probes import redis_answers
 
