@@ -235,7 +235,7 @@ class BatchingEngine:
         key = GroupKey(spec.height, spec.width, self._serial if ticket.job.strict else 0, 0)
         bucket = choose_bucket(
             key,
-            2 if spec.guidance_scale > 1 else 1,
+            2 if spec.guided else 1,
             self._running,
             rows_waiting_for(key, self._waiting),
             buckets=self._limits.buckets,

@@ -72,5 +72,5 @@ def rows_waiting_for(key: GroupKey, waiting: Iterable[tuple[Ticket, int]]) -> in
     for ticket, index in waiting:
         spec = ticket.job.pictures[index]
         if not ticket.job.strict and (spec.height, spec.width) == (key.height, key.width):
-            rows += 2 if spec.guidance_scale > 1 else 1
+            rows += 2 if spec.guided else 1
     return rows

@@ -38,7 +38,7 @@ class SlotMaker:
         """Encode, schedule and draw the starting noise of one picture."""
         spec = ticket.job.pictures[index]
         positive = self._encoder.positive(spec.prompt)
-        negative = self._encoder.negative(spec.negative_prompt) if spec.guidance_scale > 1 else None
+        negative = self._encoder.negative(spec.negative_prompt) if spec.guided else None
         _note_dropped(ticket, "prompt", positive)
         _note_dropped(ticket, "negative_prompt", negative)
         sampler = self.samplers.make(spec.scheduler, spec.steps, self._device)

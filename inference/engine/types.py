@@ -59,6 +59,11 @@ class PictureSpec:
     seed: int
     scheduler: str
 
+    @property
+    def guided(self) -> bool:
+        """Whether the negative prompt takes part, which doubles the rows of every step."""
+        return self.guidance_scale > 1
+
 
 @dataclass(frozen=True, slots=True)
 class EngineJob:
