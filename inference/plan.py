@@ -136,9 +136,10 @@ def _problems(wanted: JobInput, first: PictureSpec, info: EngineInfo, bounds: Bo
         problems.append(FieldProblem("num_inference_steps", f"must be at most {bounds.max_steps} on this server"))
     if wanted.num_images > bounds.max_images:
         problems.append(FieldProblem("num_images", f"must be at most {bounds.max_images} on this server"))
-    # Alone, a scheduler's name is the engine's to judge, which knows other names for its schedulers too; together
-    # with other faults it is named here, so that one answer names them all.
-    if problems and first.scheduler.lower() not in info.schedulers:
+    # Alone, a scheduler's name is the engine's to judge; together with other faults it is named here, so that one
+    # answer names them all.
+    known = {*info.schedulers, *info.scheduler_aliases}
+    if problems and first.scheduler.strip().lower() not in known:
         problems.append(_scheduler_problem(first.scheduler, info))
     return problems
 

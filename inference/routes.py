@@ -146,6 +146,7 @@ async def info(request: Request) -> dict[str, Any]:
         "dtype": loaded.dtype,
         "attention": loaded.attention,
         "schedulers": list(loaded.schedulers),
+        "scheduler_aliases": list(loaded.scheduler_aliases),
         "defaults": {name: getattr(loaded.defaults, name) for name in loaded.defaults.__slots__},
         "bounds": {
             name: getattr(settings, name)

@@ -20,7 +20,7 @@ from inference.engine.decode import LatentDecoder
 from inference.engine.denoise import StepBatch
 from inference.engine.grouping import choose_bucket, choose_members, group_size, rows_waiting_for
 from inference.engine.prepare import SlotMaker
-from inference.engine.samplers import resolve_name
+from inference.engine.samplers import ALIASES, resolve_name
 from inference.engine.slots import GroupKey, Slot, Ticket
 from inference.engine.types import (
     Cancelled,
@@ -77,7 +77,9 @@ class BatchingEngine:
         self._device, self._dtype = checkpoint.device, checkpoint.dtype
         self._maker = SlotMaker(checkpoint)
         self._decoder = LatentDecoder(checkpoint.vae)
-        self._info = replace(checkpoint.info, schedulers=self._maker.samplers.names)
+        self._info = replace(
+            checkpoint.info, schedulers=self._maker.samplers.names, scheduler_aliases=tuple(sorted(ALIASES))
+        )
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._lock = threading.Lock()  # guards the next three, which callers' threads read and write
         self._tickets: dict[str, Ticket] = {}

@@ -88,7 +88,11 @@ class CheckpointDefaults:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What is loaded and on what it runs. `sha256` is over the weight files, in hexadecimal."""
+    """What is loaded and on what it runs.
+
+    `sha256` is over the weight files, in hexadecimal; `scheduler_aliases` are other names, in lower case, that
+    `schedulers` answer to.
+    """
 
     checkpoint: str
     sha256: str
@@ -99,6 +103,7 @@ class EngineInfo:
     defaults: CheckpointDefaults
     schedulers: tuple[str, ...]
     versions: dict[str, str]
+    scheduler_aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,12 @@ def test_every_wrong_field_is_named_at_once() -> None:
     assert "euler" in caught.value.details[-1].reason
 
 
+def test_another_name_of_a_scheduler_is_no_fault_beside_others() -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        plan(scheduler=" K_EULER", width=1024)
+    assert {problem.field for problem in caught.value.details} == {"width"}
+
+
 def test_the_area_is_bounded_apart_from_the_sides() -> None:
     with pytest.raises(InvalidInputError) as caught:
         plan(width=512, height=136)

@@ -45,6 +45,7 @@ DEFAULT_INFO = EngineInfo(
     defaults=CheckpointDefaults(64, 64, 4, 3.0, "euler", "blurry"),
     schedulers=SCHEDULERS,
     versions={"fake": "1"},
+    scheduler_aliases=tuple(ALIASES),
 )
 
 
