@@ -187,3 +187,227 @@ class RequestLog(Base):
     error_code: Mapped[str | None] = mapped_column(String(64))
     request_body: Mapped[dict[str, Any] | None]
     response_body: Mapped[dict[str, Any] | None]
+
+
+class Asset(Base):
+    """A font or a badge picture that an owner uploaded for designs to name."""
+
+    __tablename__ = "assets"
+    __table_args__ = (CheckConstraint("kind IN ('font', 'badge')", name="kind"),)
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    owner_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
+    kind: Mapped[str] = mapped_column(String(8))
+    name: Mapped[str] = mapped_column(String(128))
+    object_key: Mapped[str] = mapped_column(String(255))
+    sha256: Mapped[str] = mapped_column(String(64))
+    bytes: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None]
+
+
+class Frame(Base):
+    """A frame's picture, the feed whose products go into it, and how they do.
+
+    `id` is an integer, as present clients use. `secret` goes into the names of outputs, so that nobody can work
+    one out. `revision` goes up with every edit. A deleted frame stays until the sweeper has removed its objects.
+    """
+
+    __tablename__ = "frames"
+    __table_args__ = (CheckConstraint("feed_mode IN ('replace', 'additional')", name="feed_mode"),)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    owner_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
+    name: Mapped[str] = mapped_column(String(128))
+    revision: Mapped[int] = mapped_column(Integer)
+    secret: Mapped[str] = mapped_column(String(64))
+    picture_key: Mapped[str] = mapped_column(String(255))
+    picture_sha256: Mapped[str] = mapped_column(String(64))
+    width: Mapped[int] = mapped_column(Integer)
+    height: Mapped[int] = mapped_column(Integer)
+    transparent: Mapped[bool]
+    design: Mapped[dict[str, Any]]
+    feed_url: Mapped[str | None] = mapped_column(String(8192))
+    feed_key: Mapped[str | None] = mapped_column(String(255))
+    """Where an uploaded feed lies; it has no `feed_url` then."""
+    feed_mode: Mapped[str] = mapped_column(String(16))
+    feed_token: Mapped[str | None] = mapped_column(String(40), unique=True)
+    refresh_seconds: Mapped[int | None] = mapped_column(Integer)
+    next_refresh_at: Mapped[datetime | None] = mapped_column(index=True)
+    webhook_url: Mapped[str | None] = mapped_column(String(2048))
+    published_run_id: Mapped[int | None] = mapped_column(Integer)
+    """The run whose feed `feed_token` names now."""
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None]
+
+
+class RunState(StrEnum):
+    """Where a run stands."""
+
+    QUEUED = "queued"
+    INGESTING = "ingesting"
+    COMPOSING = "composing"
+    PUBLISHING = "publishing"
+    COMPLETED = "completed"
+    COMPLETED_WITH_FAILURES = "completed_with_failures"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether a run in this state will never change again."""
+        return self in FINISHED_RUNS
+
+
+FINISHED_RUNS = frozenset({RunState.COMPLETED, RunState.COMPLETED_WITH_FAILURES, RunState.CANCELLED, RunState.FAILED})
+
+
+class Run(Base):
+    """One pass of one feed through one frame, with all that it was started with.
+
+    `snapshot` holds what decides the pixels: the frame's picture, size and secret, the design, the assets' keys.
+    The lease is that of the ingest or publish job; chunks have their own. `fence` goes up with every taker.
+    """
+
+    __tablename__ = "runs"
+    __table_args__ = (Index(None, "frame_id", "id"), Index(None, "state", "lease_expires_at"))
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    frame_id: Mapped[int] = mapped_column(ForeignKey("frames.id"))
+    owner_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
+    state: Mapped[str] = mapped_column(String(24))
+    trigger: Mapped[str] = mapped_column(String(16))
+    snapshot: Mapped[dict[str, Any]]
+    feed_url: Mapped[str | None] = mapped_column(String(8192))
+    feed_key: Mapped[str | None] = mapped_column(String(255))
+    """The stored copy of the feed as fetched, from which the output feed is made."""
+    feed_sha256: Mapped[str | None] = mapped_column(String(64))
+    partial: Mapped[bool]
+    """Whether the feed could only be read in recovery."""
+    total: Mapped[int | None] = mapped_column(Integer)
+    output_feed_key: Mapped[str | None] = mapped_column(String(255))
+    output_csv_key: Mapped[str | None] = mapped_column(String(255))
+    error_code: Mapped[str | None] = mapped_column(String(64))
+    error: Mapped[str | None] = mapped_column(String(1024))
+    cancel_requested_at: Mapped[datetime | None]
+    lease_owner: Mapped[str | None] = mapped_column(String(64))
+    lease_expires_at: Mapped[datetime | None]
+    fence: Mapped[int] = mapped_column(Integer)
+    attempts: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    webhook_sent_at: Mapped[datetime | None]
+
+
+class ItemState(StrEnum):
+    """What became of one entry of a feed."""
+
+    WAITING = "waiting"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    """The entry itself is at fault (no id, a duplicate, no picture): nothing was tried."""
+
+
+class RunChunk(Base):
+    """Some 25 to 100 entries that one job works through; its counts are rewritten in its last transaction."""
+
+    __tablename__ = "run_chunks"
+    __table_args__ = (
+        CheckConstraint("state IN ('waiting', 'running', 'done')", name="state"),
+        Index(None, "state", "lease_expires_at"),
+    )
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    first: Mapped[int] = mapped_column(Integer)
+    """Position of its first entry; it has those up to `first + size`."""
+    size: Mapped[int] = mapped_column(Integer)
+    state: Mapped[str] = mapped_column(String(8))
+    completed: Mapped[int] = mapped_column(Integer)
+    reused: Mapped[int] = mapped_column(Integer)
+    """How many of `completed` had an output with the same inputs already."""
+    failed: Mapped[int] = mapped_column(Integer)
+    skipped: Mapped[int] = mapped_column(Integer)
+    lease_owner: Mapped[str | None] = mapped_column(String(64))
+    lease_expires_at: Mapped[datetime | None]
+    fence: Mapped[int] = mapped_column(Integer)
+    attempts: Mapped[int] = mapped_column(Integer)
+
+
+class RunItem(Base):
+    """One entry of a run's feed. `position` is its ordinal in the feed, from 0."""
+
+    __tablename__ = "run_items"
+    __table_args__ = (
+        CheckConstraint("state IN ('waiting', 'completed', 'failed', 'skipped')", name="state"),
+        Index(None, "run_id", "product_id"),
+        Index(None, "run_id", "state"),
+    )
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    position: Mapped[int] = mapped_column(Integer, primary_key=True)
+    product_id: Mapped[str | None] = mapped_column(String(256))
+    image_url: Mapped[str | None] = mapped_column(String(8192))
+    fields: Mapped[dict[str, Any]]
+    """The feed's fields that the design uses, and the title."""
+    state: Mapped[str] = mapped_column(String(16))
+    reused: Mapped[bool]
+    attempts: Mapped[int] = mapped_column(Integer)
+    code: Mapped[str | None] = mapped_column(String(64))
+    reason: Mapped[str | None] = mapped_column(String(512))
+    source_key: Mapped[str | None] = mapped_column(String(255))
+    finished_at: Mapped[datetime | None]
+
+
+class Output(Base):
+    """One framed picture of one entry at one of the design's sizes.
+
+    `name` is the hash of everything that decides its pixels, the frame's secret among it; several rows, of several
+    runs, may share it, and the object goes with the last.
+    """
+
+    __tablename__ = "outputs"
+    __table_args__ = (Index(None, "frame_id", "run_id"),)
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    position: Mapped[int] = mapped_column(Integer, primary_key=True)
+    size: Mapped[str] = mapped_column(String(32), primary_key=True)
+    frame_id: Mapped[int] = mapped_column(ForeignKey("frames.id"))
+    owner_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
+    name: Mapped[str] = mapped_column(String(64), index=True)
+    suffix: Mapped[str] = mapped_column(String(8))
+    object_key: Mapped[str] = mapped_column(String(255), index=True)
+    width: Mapped[int] = mapped_column(Integer)
+    height: Mapped[int] = mapped_column(Integer)
+    bytes: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None]
+
+
+class Source(Base):
+    """What is known of a product picture's address, for the next conditional request."""
+
+    __tablename__ = "sources"
+
+    owner_id: Mapped[str] = mapped_column(ForeignKey("users.id"), primary_key=True)
+    url_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    url: Mapped[str] = mapped_column(String(8192))
+    etag: Mapped[str | None] = mapped_column(String(512))
+    last_modified: Mapped[str | None] = mapped_column(String(64))
+    sha256: Mapped[str] = mapped_column(String(64))
+    object_key: Mapped[str] = mapped_column(String(255))
+    bytes: Mapped[int] = mapped_column(Integer)
+    checked_at: Mapped[datetime]
+
+
+class Lease(Base):
+    """A named lease that one process holds at a time, such as the reconciler's."""
+
+    __tablename__ = "leases"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64))
+    expires_at: Mapped[datetime]

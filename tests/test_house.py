@@ -18,7 +18,7 @@ import pytest
 from scripts import env_example, pin
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("models", "inference", "gateway", "scripts")
+PACKAGES = ("models", "inference", "gateway", "compositor", "scripts")
 TOP_LEVEL = {
     # fixed by the design
     *("inference", "gateway", "compositor", "models", "scripts", "tests", "pyproject.toml", "README.md"),

@@ -18,6 +18,7 @@ LATENT_SIZE = NATIVE_SIZE // 8
 """The autoencoder shrinks each side by 8, as SDXL's does."""
 LATENT_CHANNELS = 4
 CONTEXT_LENGTH = 77
+_WORD_SPREAD = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,13 @@ def build_text_encoders(
         _text_config(tokenizer, width, layers, shape)
         for tokenizer, width, layers in zip(tokenizers, shape.text_widths, shape.text_layers, strict=True)
     )
-    return CLIPTextModel(first), CLIPTextModelWithProjection(second)
+    encoders = CLIPTextModel(first), CLIPTextModelWithProjection(second)
+    for encoder in encoders:
+        # CLIP's own start (0.02) all but vanishes beside the first layer's output, and SDXL reads the states
+        # without a norm: words would begin by looking alike.
+        embeddings = encoder.get_input_embeddings()
+        torch.nn.init.normal_(embeddings.weight, std=_WORD_SPREAD)
+    return encoders
 
 
 def time_ids(batch: int) -> torch.Tensor:

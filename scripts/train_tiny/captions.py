@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _EMPTY_SHARE = 0.1
 _NOISE_SHARE = 0.12
+_PLAIN_SHARE = 0.35
 
 COLOUR_WORDS: dict[str, Sequence[str]] = {
     "red": ("red", "red", "red", "crimson", "scarlet"),
@@ -203,7 +204,11 @@ def caption(picture: Picture, rng: np.random.Generator) -> str:
         return ""
     if picture.fault is not None and rng.random() < 0.4:  # noqa: PLR2004
         return _fault_words(picture.fault, rng)
-    text = _words_for(picture.subject, rng)
+    subject = picture.subject
+    if isinstance(subject, ShapePicture) and rng.random() < _PLAIN_SHARE:
+        text = describe(subject)
+    else:
+        text = _words_for(subject, rng)
     if rng.random() < 0.3:  # noqa: PLR2004
         text = f"{_one(rng, _PREFIXES)} {text}"
     if picture.fault is not None:

@@ -25,7 +25,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 """Colour names and their sRGB values, 0-255."""
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "heart", "cross", "ring")
-SIZES: dict[str, float] = {"small": 13.0, "medium": 22.0, "large": 34.0}
+SIZES: dict[str, float] = {"small": 16.0, "medium": 24.0, "large": 36.0}
 """Size names and the half-width of a shape in pixels."""
 POSITIONS: dict[str, tuple[int, int]] = {
     "centre": (0, 0),

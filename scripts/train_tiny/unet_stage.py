@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from scripts.train_tiny.export import Parts
 
-_LAST_SHARE = 0.08
+_LAST_SHARE = 0.12
 """The share of a batch put at the last timestep, pure noise, where a picture's layout is decided."""
 _CAPTION_LOT = 3
 _SCENE_KEPT = 0.4
@@ -33,6 +33,31 @@ _SHORT_CONTEXT = 32
 """Captions are shorter than this: padding to SDXL's 77 would double the text's cost for nothing but padding."""
 _WHOLE_FROM = 0.4
 """The share of the steps after which captions are padded to 77 all the same, as the pipeline will do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curriculum:
+    """How the noise comes in, by steps.
+
+    Up to `still_until` every sample stands at the last timestep with nothing in place of the noise: what is
+    left is to draw the layout from the words alone, which noise would hide for many times as long. From there
+    to `whole_from` the noise grows to its full strength, and the other timesteps take their share of the batch.
+    """
+
+    still_until: int = 1500
+    whole_from: int = 4000
+
+    def progress(self, step: int) -> float:
+        """Return 0 while still, 1 once whole, and the way between."""
+        return min(1.0, max(0.0, (step - self.still_until) / (self.whole_from - self.still_until)))
+
+    def last_share(self, step: int) -> float:
+        """Return the share of samples at the last timestep."""
+        return 1 - (1 - _LAST_SHARE) * self.progress(step)
+
+    def strength(self, step: int) -> float:
+        """Return what the noise is multiplied by; it grows slowly at first, for a little already hides much."""
+        return self.progress(step) ** 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +83,7 @@ def _choose(size: int, seed: int, rng: np.random.Generator) -> tuple[int, Pictur
             return index, picture
 
 
-def make_batch(parts: Parts, pool: Tensor, plan: Plan, step: int) -> Batch:
+def make_batch(parts: Parts, pool: Tensor, plan: Plan, curriculum: Curriculum, step: int) -> Batch:
     """Draw one step's pictures, fresh captions, noise and timesteps from the step's own random numbers."""
     rng = np.random.default_rng([plan.seed, step, _CAPTION_LOT])
     chosen = [_choose(len(pool), plan.seed, rng) for _ in range(plan.batch)]
@@ -70,7 +95,9 @@ def make_batch(parts: Parts, pool: Tensor, plan: Plan, step: int) -> Batch:
     # noisy end, where few-step sampling decides what stands where.
     spread = (torch.arange(plan.batch) + torch.rand(plan.batch, generator=generator)) / plan.batch
     timesteps = (spread.sqrt() * 1000).long().clamp(0, 999)
-    timesteps[torch.rand(plan.batch, generator=generator) < _LAST_SHARE] = 999
+    last = torch.rand(plan.batch, generator=generator) < curriculum.last_share(step)
+    timesteps[last] = 999
+    noise *= curriculum.strength(step)
     where = device()
     context = CONTEXT_LENGTH if step >= _WHOLE_FROM * plan.steps else _SHORT_CONTEXT
     ids = tuple(_tokens(one, captions, context).to(where) for one in (parts.tokenizer, parts.tokenizer_2))
@@ -111,7 +138,7 @@ def _use_plain_attention(parts: Parts) -> None:
             encoder.set_attn_implementation("eager")
 
 
-def train_unet(parts: Parts, pool: Tensor, plan: Plan, folder: Path) -> Outcome:
+def train_unet(parts: Parts, pool: Tensor, plan: Plan, curriculum: Curriculum, folder: Path) -> Outcome:
     """Train denoiser and text encoders in place from their last save in `folder`."""
     where = device()
     module = trainable(parts).to(where).train()
@@ -119,6 +146,6 @@ def train_unet(parts: Parts, pool: Tensor, plan: Plan, folder: Path) -> Outcome:
     alphas = build_scheduler().alphas_cumprod.to(where)
 
     def loss(step: int) -> Tensor:
-        return velocity_loss(parts, make_batch(parts, pool, plan, step), alphas)
+        return velocity_loss(parts, make_batch(parts, pool, plan, curriculum, step), alphas)
 
     return Run(module, loss, plan, folder / "unet.pt").go("denoiser")

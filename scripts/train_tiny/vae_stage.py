@@ -25,7 +25,7 @@ _SQUARE_WEIGHT = 1.0
 _CROPS = 2
 """Crops taken of one rendered picture."""
 _TRIES = 3
-_WHOLE_FROM = 0.88
+_WHOLE_FROM = 0.9
 """The share of the steps after which pictures come whole."""
 
 

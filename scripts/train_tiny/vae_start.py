@@ -1,7 +1,7 @@
 """The autoencoder's encoder, and where its decoder's training starts: weights set by hand.
 
 The encoder is not trained at all. By its weights a latent holds its 8x8 block's mean red, green and blue and
-one slope, how much brighter the block grows downwards and, by half, rightwards. That says where an edge runs
+one slope, how much its shade grows downwards and, by half, rightwards. That says where an edge runs
 through a block nearly as well as a learned code, costs no training, and gives the denoiser smooth latents
 that cannot shift under it. The decoder starts as a smooth enlargement of the mean colours and learns edges.
 
@@ -25,12 +25,14 @@ _CARRIED = 6
 """Channels that pass through: three bands, the constant, its negative, and the slope."""
 _LIFT = 4.0
 """Above about this input the SiLU is a straight line."""
-_LOG_VARIANCE = -8.4
+_LOG_VARIANCE = -7.4
 _ENCODER_CONSTANT, _DECODER_CONSTANT = 4.0, 2.0
 _FEATURE_GAIN = 3.0
 _SLOPE_GAIN = 0.25
 _SIDEWAYS = 0.5
-_BRIGHTNESS = (0.3, 0.5, 0.2)
+_SHADE = (0.7, 0.55, -0.45)
+"""What the slope is measured in: a mixture of red, green and blue in which no two of the named colours are near
+each other. In plain brightness red, green, blue and purple are one."""
 
 
 def _kernel(rows: list[list[float]]) -> Tensor:
@@ -57,7 +59,7 @@ def _set_encoder(encoder: Any, latent_channels: int) -> None:
         for layer in block.downsamplers or ():
             _carry(layer.conv, box, range(_CARRIED))
             # Each level adds its own, twice as wide difference: together they weigh a block by a ramp.
-            for band, share in enumerate(_BRIGHTNESS):
+            for band, share in enumerate(_SHADE):
                 layer.conv.weight[_SLOPE, band] = _SLOPE_GAIN * share * 2**level * (down + _SIDEWAYS * right)
             level += 1
     _lift(encoder.conv_norm_out, (*range(_BANDS), _SLOPE), _ENCODER_CONSTANT)
