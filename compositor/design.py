@@ -205,7 +205,8 @@ class Design(Model):
     """Everything of a frame but its picture and its feed.
 
     `layer` says where the frame's picture lies: `over` the product (it has a hole), or `under` it; `None` lets its
-    alpha channel say. Text and badges lie over both. Without `sizes` one comes out, of the frame's own size, named `original`.
+    alpha channel say. Text and badges lie over both. Without `sizes` one comes out, of the frame's own size, named
+    `original`.
     """
 
     layer: Literal["over", "under"] | None = None

@@ -1,8 +1,8 @@
 """Reads a drawn shape picture back: what colour, shape, place and size do the pixels themselves show?
 
 The checker never sees the caption. It measures the background on the picture's rim, splits the picture into
-what is nearer to that and what is nearer to the commonest other colour, and judges the outline of the
-largest piece.
+what is nearer to that and what is nearer to the commonest other colour, and lays the outline of the largest
+piece over each shape's.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     Bytes = NDArray[np.uint8]
     Vector = NDArray[np.float64]
+    Silhouette = NDArray[np.float32]
 
 FIELDS = ("background", "colour", "shape", "position", "size")
 
@@ -31,7 +32,9 @@ _APART = 45.0
 _LEAST_AREA = 60
 _OFF_CENTRE = 13.0
 """Pixels between a shape's centroid and the middle beyond which it stands to one side."""
-_WEIGHTS = np.array([1.0, 1.5, 2.0, 2.0])
+_SIDE = 32
+_ALIKE = 0.65
+"""The least overlap with a shape that makes an outline that shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ def read_picture(picture: Bytes) -> Reading:
     return Reading(
         background=nearest_colour(ground),
         colour=nearest_colour(np.median(body, axis=0)),
-        shape=_nearest_shape(_outline(mask)),
+        shape=_nearest_shape(_silhouette(mask)),
         position=_place(mask),
         size=_size(mask),
     )
@@ -91,38 +94,33 @@ def _shape_mask(values: Vector, ground: Vector) -> Bytes | None:
     return (labels == largest).astype(np.uint8)
 
 
-def _outline(mask: Bytes) -> Vector:
-    """Measure an outline: its share of its box, of its hull, its hole, and how low its weight hangs."""
-    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    contour = max(contours, key=cv2.contourArea)
-    _, top, width, height = cv2.boundingRect(contour)
-    filled = np.zeros_like(mask)
-    cv2.drawContours(filled, [contour], -1, 1, thickness=cv2.FILLED)
-    hull = np.zeros_like(mask)
-    cv2.fillConvexPoly(hull, cv2.convexHull(contour), 1)
-    area = float(filled.sum())
-    middle = float(np.nonzero(filled)[0].mean())
-    hang = (middle - (top + (height - 1) / 2)) / height
-    hole = 1 - float((mask & filled).sum()) / area
-    return np.array([area / (width * height), area / float(hull.sum()), hole, hang])
+def _silhouette(mask: Bytes) -> Silhouette:
+    """Bring a piece to a square of fixed side that its bounding box fills: (SIDE, SIDE) shares of 0-1."""
+    rows, columns = np.nonzero(mask)
+    cut = mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].astype(np.float32)
+    enlarged = cv2.resize(cut, (_SIDE * 4, _SIDE * 4), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(cv2.resize(enlarged, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA), np.float32)
 
 
 @functools.cache
-def _prototypes() -> dict[str, Vector]:
-    """Measure every shape at every size once, as the renderer draws it."""
+def _prototypes() -> dict[str, Silhouette]:
+    """Take every shape's silhouette once, as the renderer draws it."""
     found = {}
     for shape in SHAPES:
-        measured = []
-        for size in SIZES:
-            drawn = draw_shape(ShapePicture(shape, "white", "black", size), np.random.default_rng(0))
-            measured.append(_outline((drawn[..., 0] > np.float32(0.5)).astype(np.uint8)))
-        found[shape] = np.mean(measured, axis=0)
+        drawn = draw_shape(ShapePicture(shape, "white", "black", "large"), np.random.default_rng(0))
+        found[shape] = _silhouette((drawn[..., 0] > np.float32(0.5)).astype(np.uint8))
     return found
 
 
-def _nearest_shape(outline: Vector) -> str:
-    known = _prototypes()
-    return min(known, key=lambda shape: float(np.linalg.norm((outline - known[shape]) * _WEIGHTS)))
+def overlap(one: Silhouette, other: Silhouette) -> float:
+    """Return the shared area over the joint area, 0-1."""
+    return float(np.minimum(one, other).sum() / np.maximum(one, other).sum())
+
+
+def _nearest_shape(outline: Silhouette) -> str | None:
+    """Name the shape that overlaps most with this outline; None when that is too little to be called one."""
+    best = max(_prototypes().items(), key=lambda item: overlap(outline, item[1]))
+    return best[0] if overlap(outline, best[1]) >= _ALIKE else None
 
 
 def _place(mask: Bytes) -> str:

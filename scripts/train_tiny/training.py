@@ -25,7 +25,7 @@ _CENTRING_STREAM = 2
 
 
 _VAE_PLAN = Plan(steps=22_000, batch=8, rate=1e-3, warmup=100, warmdown=0.6, ema=0.998)
-_UNET_PLAN = Plan(steps=20_000, batch=16, rate=7e-4, warmup=100, warmdown=0.4, ema=0.998)
+_UNET_PLAN = Plan(steps=17_000, batch=16, rate=7e-4, warmup=100, warmdown=0.4, ema=0.998)
 
 
 @dataclass(frozen=True, slots=True)

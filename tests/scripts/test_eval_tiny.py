@@ -52,6 +52,13 @@ def test_checker_finds_no_shape_where_there_is_none() -> None:
     assert adherence(wanted, [read_picture(noise)] * 30)["all five"] == 0
 
 
+def test_checker_names_no_shape_for_an_outline_that_is_none() -> None:
+    picture = np.full((128, 128, 3), COLOURS["white"], np.uint8)
+    picture[40:90, 40:50] = picture[80:90, 40:90] = COLOURS["blue"]  # an L
+    reading = read_picture(picture)
+    assert (reading.background, reading.colour, reading.shape) == ("white", "blue", None)
+
+
 def test_checker_sees_each_field_go_wrong_alone() -> None:
     right = ShapePicture("square", "red", "blue", "large", "left")
     wrong = {
