@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from models.fetch.errors import FetchFailedError, FetchTooLargeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import aiohttp
 
 ACCEPT_ENCODING = "gzip, deflate"
@@ -24,6 +26,17 @@ async def read_body(response: aiohttp.ClientResponse, max_wire_bytes: int, max_d
 
     """
     decoder = make_decoder(response.headers.get("Content-Encoding", ""), max_decoded_bytes)
+    await pump_body(response, decoder, max_wire_bytes)
+    return decoder.finish()
+
+
+async def pump_body(response: aiohttp.ClientResponse, decoder: PlainDecoder, max_wire_bytes: int) -> None:
+    """Feed the body to `decoder` as it comes.
+
+    Raises:
+        FetchTooLargeError, FetchFailedError: as `read_body`.
+
+    """
     declared = response.content_length
     if declared is not None and declared > max_wire_bytes and response.method != "HEAD":
         raise FetchTooLargeError
@@ -33,11 +46,12 @@ async def read_body(response: aiohttp.ClientResponse, max_wire_bytes: int, max_d
         if received > max_wire_bytes:
             raise FetchTooLargeError
         decoder.feed(chunk)
-    return decoder.finish()
 
 
-def make_decoder(content_encoding: str, max_bytes: int) -> PlainDecoder:
-    """The decoder for a Content-Encoding header.
+def make_decoder(
+    content_encoding: str, max_bytes: int, write: Callable[[bytes], object] | None = None
+) -> PlainDecoder:
+    """The decoder for a Content-Encoding header; with `write` the decoded bytes go there and are not collected.
 
     Raises:
         FetchFailedError: an encoding that was not asked for, or several.
@@ -45,40 +59,43 @@ def make_decoder(content_encoding: str, max_bytes: int) -> PlainDecoder:
     """
     match content_encoding.strip().lower():
         case "" | "identity":
-            return PlainDecoder(max_bytes)
+            return PlainDecoder(max_bytes, write)
         case "gzip" | "x-gzip":
-            return InflateDecoder(max_bytes, gzip=True)
+            return InflateDecoder(max_bytes, write, gzip=True)
         case "deflate":
-            return InflateDecoder(max_bytes, gzip=False)
+            return InflateDecoder(max_bytes, write, gzip=False)
     raise FetchFailedError("The answer has a content encoding that is not supported.")
 
 
 class PlainDecoder:
-    """Collects bytes up to a cap."""
+    """Collects bytes, or hands them on to `write`, up to a cap."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, write: Callable[[bytes], object] | None = None) -> None:
         self._max_bytes = max_bytes
+        self._size = 0
         self._out = bytearray()
+        self._write = write or self._out.extend
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the wire."""
         self._keep(chunk)
 
     def finish(self) -> bytes:
-        """The decoded body."""
+        """The decoded body; empty where it was handed on."""
         return bytes(self._out)
 
     def _keep(self, decoded: bytes) -> None:
-        if len(self._out) + len(decoded) > self._max_bytes:
+        self._size += len(decoded)
+        if self._size > self._max_bytes:
             raise FetchTooLargeError
-        self._out += decoded
+        self._write(decoded)
 
 
 class InflateDecoder(PlainDecoder):
     """Inflates in bounded slices, so a bomb costs at most the cap. Several members may follow each other."""
 
-    def __init__(self, max_bytes: int, *, gzip: bool) -> None:
-        super().__init__(max_bytes)
+    def __init__(self, max_bytes: int, write: Callable[[bytes], object] | None = None, *, gzip: bool) -> None:
+        super().__init__(max_bytes, write)
         self._gzip = gzip
         self._inflater: zlib._Decompress | None = None
 

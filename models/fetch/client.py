@@ -7,7 +7,7 @@ import io
 import json
 from dataclasses import dataclass, replace
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Self, TypedDict, TypeVar, Unpack
 
 import aiohttp
 from multidict import CIMultiDict
@@ -15,13 +15,17 @@ from yarl import URL
 
 from models.fetch.body import ACCEPT_ENCODING, read_body
 from models.fetch.connect import CheckedResolver, RefusedAddressError, hop_is_allowed, make_connector
+from models.fetch.download import Downloaded, save_body
 from models.fetch.errors import FetchBlockedError, FetchError, FetchFailedError, FetchTimeoutError
 from models.fetch.policy import FetchPolicy, Target, parse_target
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
+    from pathlib import Path
     from ssl import SSLContext
     from types import TracebackType
+
+Answer = TypeVar("Answer")
 
 USER_AGENT = "IGen"
 REDIRECTS = frozenset(
@@ -90,26 +94,32 @@ class SafeFetcher:
         self._ssl_context = ssl_context
         self._resolver: CheckedResolver | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._bulk: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         self._resolver = CheckedResolver(self._policy)
-        self._session = aiohttp.ClientSession(
-            connector=make_connector(self._resolver, self._ssl_context),
+        self._session = self._open_session(self._resolver, pooled=False)
+        self._bulk = self._open_session(self._resolver, pooled=True)
+        return self
+
+    def _open_session(self, resolver: CheckedResolver, *, pooled: bool) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=make_connector(resolver, self._ssl_context, pooled=pooled),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._policy.connect_timeout_s),
         )
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._session, self._bulk):
+            if session is not None:
+                await session.close()
         if self._resolver is not None:
             await self._resolver.close()
-        self._session = self._resolver = None
+        self._session = self._bulk = self._resolver = None
 
     async def get(self, url: str, *, headers: Mapping[str, str] | None = None, **limits: Unpack[Limits]) -> Fetched:
         """`request` with GET."""
@@ -149,9 +159,47 @@ class SafeFetcher:
         """
         policy = replace(self._policy, **limits)
         hop = _Hop(method.upper(), parse_target(url, policy), _own_headers(headers), body)
+
+        async def read(response: aiohttp.ClientResponse, at: str) -> Fetched:
+            content = await read_body(response, policy.max_wire_bytes, policy.max_decoded_bytes)
+            return Fetched(response.status, response.headers, content, at)
+
+        return await self._fetch(self._session, hop, policy, read)
+
+    async def download(
+        self, url: str, target: Path, *, headers: Mapping[str, str] | None = None, **limits: Unpack[Limits]
+    ) -> Downloaded:
+        """GET one address into a file, in constant memory; made for bulk work, so connections are kept and reused.
+
+        `target` is replaced in one step when a whole 200 has arrived. Any other status is an answer without a
+        file (its body is not read), and it, an error or a cancellation leaves `target` as it was and nothing
+        beside it.
+
+        Raises:
+            FetchError: as `request`.
+            FetchStorageError: the file could not be written.
+
+        """
+        policy = replace(self._policy, **limits)
+        hop = _Hop("GET", parse_target(url, policy), _own_headers(headers), None)
+
+        async def save(response: aiohttp.ClientResponse, at: str) -> Downloaded:
+            return await save_body(response, at, target, policy)
+
+        return await self._fetch(self._bulk, hop, policy, save)
+
+    async def _fetch(
+        self,
+        session: aiohttp.ClientSession | None,
+        hop: _Hop,
+        policy: FetchPolicy,
+        take: Callable[[aiohttp.ClientResponse, str], Awaitable[Answer]],
+    ) -> Answer:
+        if session is None:
+            raise RuntimeError("SafeFetcher is used outside its context")
         try:
             async with asyncio.timeout(policy.total_timeout_s):
-                return await self._follow(hop, policy)
+                return await _follow(session, hop, policy, take)
         except FetchError:
             raise
         except TimeoutError:
@@ -159,30 +207,34 @@ class SafeFetcher:
         except (aiohttp.ClientError, OSError) as error:
             raise _public_error(error) from None
 
-    async def _follow(self, hop: _Hop, policy: FetchPolicy) -> Fetched:
-        for _ in range(policy.max_redirects + 1):
-            async with await self._send(hop) as response:
-                location = response.headers.get("Location")
-                if response.status not in REDIRECTS or not location:
-                    body = await read_body(response, policy.max_wire_bytes, policy.max_decoded_bytes)
-                    return Fetched(response.status, response.headers, body, str(hop.target.url))
-            hop = _next_hop(hop, response.status, location, policy)
-        raise FetchBlockedError(f"The address redirects more than {policy.max_redirects} times.")
 
-    async def _send(self, hop: _Hop) -> aiohttp.ClientResponse:
-        if self._session is None:
-            raise RuntimeError("SafeFetcher is used outside its context")
-        token = hop_is_allowed.set(hop.target.allowed)
-        try:
-            return await self._session.request(
-                hop.method,
-                hop.target.url,
-                headers=hop.headers,
-                data=None if hop.body is None else io.BytesIO(hop.body),
-                allow_redirects=False,
-            )
-        finally:
-            hop_is_allowed.reset(token)
+async def _follow(
+    session: aiohttp.ClientSession,
+    hop: _Hop,
+    policy: FetchPolicy,
+    take: Callable[[aiohttp.ClientResponse, str], Awaitable[Answer]],
+) -> Answer:
+    for _ in range(policy.max_redirects + 1):
+        async with await _send(session, hop) as response:
+            location = response.headers.get("Location")
+            if response.status not in REDIRECTS or not location:
+                return await take(response, str(hop.target.url))
+        hop = _next_hop(hop, response.status, location, policy)
+    raise FetchBlockedError(f"The address redirects more than {policy.max_redirects} times.")
+
+
+async def _send(session: aiohttp.ClientSession, hop: _Hop) -> aiohttp.ClientResponse:
+    token = hop_is_allowed.set(hop.target.allowed)
+    try:
+        return await session.request(
+            hop.method,
+            hop.target.url,
+            headers=hop.headers,
+            data=None if hop.body is None else io.BytesIO(hop.body),
+            allow_redirects=False,
+        )
+    finally:
+        hop_is_allowed.reset(token)
 
 
 def _own_headers(given: Mapping[str, str] | None) -> CIMultiDict[str]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_CONNECTIONS = 64
 MAX_CONNECTIONS_PER_HOST = 8
+KEEP_ALIVE_S = 15.0
 DNS_THREADS = 8
 """getaddrinfo cannot be cancelled, so dead name servers may fill this pool, and never the loop's own."""
 
@@ -78,17 +79,21 @@ def checked_socket(addr_info: AddrInfoType) -> socket.socket:
     return socket.socket(family, kind, protocol)
 
 
-def make_connector(resolver: CheckedResolver, ssl_context: SSLContext | None) -> aiohttp.TCPConnector:
-    """A connector whose every connection is new and checked.
+def make_connector(
+    resolver: CheckedResolver, ssl_context: SSLContext | None, *, pooled: bool = False
+) -> aiohttp.TCPConnector:
+    """A connector whose every connection is checked when it is made.
 
-    There is no DNS cache and no keep-alive yet: both checks run for each request, and aiohttp never repeats a
-    request by itself on a stale connection.
+    There is no DNS cache. Unless `pooled` there is no keep-alive either: both checks run for each request, and
+    aiohttp never repeats a request by itself on a stale connection. A pooled one is for bulk GETs alone: a kept
+    connection serves only the scheme, host and port that it was checked for, so no check is lost.
     """
     return aiohttp.TCPConnector(
         resolver=resolver,
         socket_factory=checked_socket,
         use_dns_cache=False,
-        force_close=True,
+        force_close=not pooled,
+        keepalive_timeout=KEEP_ALIVE_S if pooled else None,
         limit=MAX_CONNECTIONS,
         limit_per_host=MAX_CONNECTIONS_PER_HOST,
         ssl=True if ssl_context is None else ssl_context,

@@ -42,3 +42,13 @@ class FetchFailedError(FetchError):
     """DNS, connect, TLS or protocol failed, or the content encoding is broken or unknown."""
 
     retryable = True
+
+
+class FetchStorageError(FetchError):
+    """The answer could not be written to this machine's disk: it is full, or the folder is gone."""
+
+    status = 500
+    code = "fetch_not_stored"
+    retryable = True
+    report = True
+    default_message = "The answer could not be stored on this server."

@@ -26,46 +26,13 @@ from models.fetch import (
 )
 from models.fetch.body import make_decoder
 from models.fetch.connect import CheckedResolver, RefusedAddressError, checked_socket, hop_is_allowed
+from tests.support.dns import PUBLIC, RefusedConnects, ScriptedDns
 from tests.support.origin import Origin, Seen, answer_with, redirect_to
+from tests.support.slow_peers import continue_for_ever, drip, drip_headers, endless, endless_chunks, silence
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
-
-PUBLIC = "93.184.216.34"
-
-
-class ScriptedDns:
-    """Stands in for getaddrinfo, one answer a lookup, and counts; numbers go to the real one."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> None:
-        self.asked: list[str] = []
-        self._answers = list(answers)
-        self._real = socket.getaddrinfo
-        monkeypatch.setattr(socket, "getaddrinfo", self)
-
-    def __call__(self, host: str, port: int, *args: Any, **kwargs: Any) -> Any:
-        name = str(host).rstrip(".").lower()
-        if not name.endswith(".test"):
-            return self._real(host, port, *args, **{**kwargs, "flags": socket.AI_NUMERICHOST})
-        self.asked.append(host)
-        addresses = self._answers.pop(0) if self._answers else []
-        return [
-            (socket.AF_INET6 if ":" in each else socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port))
-            for each in addresses
-        ]
-
-
-class RefusedConnects:
-    """Takes the place of the loop's connect: records each address and refuses, so no packet leaves."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.tried: list[str] = []
-        monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", self)
-
-    async def __call__(self, _sock: socket.socket, address: tuple[Any, ...]) -> None:
-        self.tried.append(address[0])
-        raise ConnectionRefusedError(f"cannot reach {address}")
 
 
 def allowing(*origins: Origin, **bounds: Any) -> FetchPolicy:
@@ -373,47 +340,6 @@ class TestRedirects:
         origin.answers["/a"] = answer_with(b"where?", status="302 Found")
         async with SafeFetcher(allowing(origin)) as fetcher:
             assert (await fetcher.get(origin.url("/a"))).status == 302
-
-
-async def drip(_seen: Seen, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-    while True:
-        writer.write(b".")
-        await writer.drain()
-        await asyncio.sleep(0.1)
-
-
-async def drip_headers(_seen: Seen, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\n")
-    for number in range(1000):
-        writer.write(f"X-{number}: 1\r\n".encode())
-        await writer.drain()
-        await asyncio.sleep(0.1)
-
-
-async def continue_for_ever(_seen: Seen, writer: asyncio.StreamWriter) -> None:
-    while True:
-        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        await writer.drain()
-        await asyncio.sleep(0.05)
-
-
-async def silence(_seen: Seen, _writer: asyncio.StreamWriter) -> None:
-    await asyncio.sleep(60)
-
-
-async def endless(_seen: Seen, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
-    while True:
-        writer.write(b"x" * 10_000)
-        await writer.drain()
-
-
-async def endless_chunks(_seen: Seen, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-    while True:
-        writer.write(b"2710\r\n" + b"x" * 10_000 + b"\r\n")
-        await writer.drain()
 
 
 class TestBounds:

@@ -403,10 +403,16 @@ def test_the_inference_key_is_private_and_kept(tmp_path: Path) -> None:
 def test_which_services_run(tmp_path: Path) -> None:
     redis = redis_server.RedisServer(("redis-server",), "unix:///r.sock?db=0", lambda: asyncio.sleep(0, True))
     names = [service.name for service in registry(settings_for(tmp_path), redis)]
-    assert names == ["redis", "init", "inference", "gateway"]
-    remote = settings_for(tmp_path, backend_url="https://api.runpod.ai/v2/abc", redis_url="redis://there/0")
+    assert names == ["redis", "init", "inference", "gateway", "worker-1", "worker-2", "reconcile"]
+    remote = settings_for(
+        tmp_path, backend_url="https://api.runpod.ai/v2/abc", redis_url="redis://there/0", workers=1
+    )
     services = registry(remote, None)
-    assert [service.name for service in services] == ["init", "gateway"]
+    assert [service.name for service in services] == ["init", "gateway", "worker-1", "reconcile"]
+    assert services[2].command[1:4] == ("-m", "compositor", "worker")
+    assert services[2].needs == ("init",)
+    nobody = registry(settings_for(tmp_path, workers=0), redis)
+    assert [service.name for service in nobody][-1] == "gateway"
     assert services[1].environment["IGEN_BACKEND_URL"] == "https://api.runpod.ai/v2/abc"
     assert services[1].environment["IGEN_REDIS_URL"] == "redis://there/0"
     assert settings_for(tmp_path, backend_url="http://localhost:8001/v2/igen").draws_here
