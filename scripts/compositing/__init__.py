@@ -1,0 +1,1 @@
+"""Helpers of `scripts/bench_compositor`: made-up products, the same by other libraries, the contact sheet."""
