@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from gateway import generate, handlers, media, public
+from compositor.progress import connect as progress_redis
+from gateway import (
+    archives,
+    assets,
+    datatables,
+    feeds,
+    frames,
+    generate,
+    handlers,
+    media,
+    outputs,
+    preview,
+    progress,
+    public,
+    runs,
+)
 from gateway.backend import Backend
 from gateway.breaker import Breaker
+from gateway.composer import child_composer
 from gateway.forwarder import Forwarder
+from gateway.framebodies import FORM_SPARE_BYTES, PICTURE_MAX_BYTES
 from gateway.health import Health
 from gateway.keys import Keys
 from gateway.ledger import Ledger
 from gateway.metrics import Metrics
-from gateway.middleware import BodyLimitMiddleware, HostMiddleware, RequestMiddleware
+from gateway.middleware import BodyLimitMiddleware, HostMiddleware, RequestMiddleware, UploadLimit
+from gateway.multipart import remove_stale
 from gateway.pictures import PictureKeeper
+from gateway.previewer import Previewer
+from gateway.progresshub import ProgressHub
 from gateway.requestlog import RequestLogWriter
 from gateway.runner import Runner
 from gateway.services import Admission, Lifecycle, Services
+from gateway.sweeper import Sweeper
+from gateway.tickets import LocalTickets, RedisTickets
 from gateway.version import VERSION
 from models.db import Database
 from models.fetch import FetchPolicy, SafeFetcher, parse_allow_hosts
@@ -31,6 +55,7 @@ from models.store import open_store
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from gateway.composer import Composer
     from gateway.settings import GatewaySettings
 
 SPARE_CONNECTIONS = 16
@@ -39,8 +64,11 @@ SPARE_CONNECTIONS = 16
 log = get_logger(__name__)
 
 
-def create_app(settings: GatewaySettings) -> FastAPI:
-    """An app that has contacted nothing yet; its lifespan opens the database, the store and the pool."""
+def create_app(settings: GatewaySettings, *, composer: Composer | None = None) -> FastAPI:
+    """An app that has contacted nothing yet; its lifespan opens the database, the store and the pool.
+
+    `composer` stands in for the composing children, which start with the first upload or preview.
+    """
     metrics = Metrics()
     db = Database(settings.database)
     writer = RequestLogWriter(db, metrics)
@@ -50,12 +78,15 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(db.close)
             await check_schema(db)
+            await asyncio.to_thread(remove_stale, settings.uploads)
             writer.begin()
             stack.push_async_callback(writer.stop)
-            services = await _services(settings, db, metrics, stack)
+            services = await _services(settings, db, metrics, composer, stack)
             app.state.services = services
             services.runner.begin()
             stack.push_async_callback(services.runner.stop)
+            services.sweeper.begin()
+            stack.push_async_callback(services.sweeper.stop)
             log.info("gateway_ready", backend=services.backend.url, kind=services.backend.kind.value)
             yield
             services.lifecycle.drain(settings.drain_seconds)
@@ -72,16 +103,33 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         middleware=[
             Middleware(RequestMiddleware, metrics=metrics, writer=writer),
             Middleware(HostMiddleware, allowed=settings.hosts),
-            Middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes),
+            Middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes, uploads=_upload_limits(settings)),
         ],
     )
     handlers.install(app)
-    for module in (public, generate, media):
+    # `outputs.zip` before `outputs/{position}`: the first that fits an address serves it
+    for module in (public, generate, media, frames, assets, preview, runs, archives, outputs, datatables, feeds):
         app.include_router(module.router)
+    app.include_router(progress.router)
     return app
 
 
-async def _services(settings: GatewaySettings, db: Database, metrics: Metrics, stack: AsyncExitStack) -> Services:
+def _upload_limits(settings: GatewaySettings) -> tuple[UploadLimit, ...]:
+    """Bodies as a whole; each file in them has a limit of its own."""
+    frame = PICTURE_MAX_BYTES + settings.feed_max_bytes + FORM_SPARE_BYTES
+    return (
+        UploadLimit(frozenset({"POST", "PATCH"}), re.compile(r"/api/frames(/[0-9]+)?/?"), frame),
+        UploadLimit(frozenset({"POST"}), re.compile(r"/api/assets/?"), PICTURE_MAX_BYTES + FORM_SPARE_BYTES),
+    )
+
+
+async def _services(
+    settings: GatewaySettings,
+    db: Database,
+    metrics: Metrics,
+    composer: Composer | None,
+    stack: AsyncExitStack,
+) -> Services:
     backend = await stack.enter_async_context(
         Backend(
             settings.backend_url,
@@ -94,6 +142,8 @@ async def _services(settings: GatewaySettings, db: Database, metrics: Metrics, s
     policy = FetchPolicy(allow_hosts=parse_allow_hosts(settings.fetch_allow_hosts))
     fetcher = await stack.enter_async_context(SafeFetcher(policy))
     store = open_store(settings.store)
+    if composer is None:
+        composer = await stack.enter_async_context(child_composer(settings.preview_processes))
     breaker = Breaker(backend.ping)
     ledger = Ledger(db, lease_seconds=settings.lease_seconds)
     forwarder = Forwarder(
@@ -105,6 +155,12 @@ async def _services(settings: GatewaySettings, db: Database, metrics: Metrics, s
         timeout_s=settings.generation_timeout,
     )
     redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
+    redis = None
+    if redis_url:
+        redis = progress_redis(redis_url)
+        stack.push_async_callback(redis.aclose)
+    hub = ProgressHub(db, redis)
+    stack.push_async_callback(hub.stop)
     return Services(
         settings=settings,
         db=db,
@@ -118,4 +174,19 @@ async def _services(settings: GatewaySettings, db: Database, metrics: Metrics, s
         lifecycle=Lifecycle(),
         health=Health(db=db, store=store, backend=backend, breaker=breaker, redis_url=redis_url),
         metrics=metrics,
+        fetch_policy=policy,
+        fetcher=fetcher,
+        composer=composer,
+        sweeper=Sweeper(db, store),
+        previewer=Previewer(
+            db=db,
+            store=store,
+            fetcher=fetcher,
+            composer=composer,
+            folder=settings.previews,
+            feed_max_bytes=settings.feed_max_bytes,
+            source_max_bytes=settings.source_max_bytes,
+        ),
+        hub=hub,
+        tickets=LocalTickets() if redis is None else RedisTickets(redis),
     )

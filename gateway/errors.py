@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from models.errors import (
     BadRequestError,
     FieldProblem,
+    ForbiddenError,
     IgenError,
     InvalidInputError,
     NotFoundError,
@@ -234,3 +235,34 @@ def from_status(status: int, detail: str = "") -> IgenError:
     if status in kinds:
         return kinds[status]()
     return BadRequestError(detail or None)
+
+
+class UploadRefusedError(InvalidInputError):
+    """A file that was sent is not what it should be; the code is that of whoever looked into it."""
+
+    def __init__(self, field: str, code: str, message: str) -> None:
+        self.code = code  # type: ignore[misc] # the kinds of fault are the compositor's, each with its own name
+        super().__init__(f"{field}: {message}", details=[FieldProblem(field, message)])
+
+
+class AssetInUseError(IgenError):
+    """A design still names the asset."""
+
+    status = 409
+    code = "asset_in_use"
+    report = False
+    default_message = "A frame's design names this asset. Change the design first."
+
+
+class OriginError(ForbiddenError):
+    """A page of another site opened a WebSocket here."""
+
+    code = "origin_not_allowed"
+    default_message = "Pages of this origin may not connect. See IGEN_ALLOWED_ORIGINS."
+
+
+class NoQueueError(UnavailableError):
+    """There is no Redis, or it does not answer, and this needs one."""
+
+    code = "queue_unavailable"
+    default_message = "The queue does not answer. Try again later."

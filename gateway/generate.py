@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import secrets
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import structlog
@@ -55,14 +56,38 @@ log = get_logger(__name__)
 async def generate(request: Request, caller: KnownCaller) -> JSONResponse:
     """Validate, save, forward, wait, answer. A retry with the same Idempotency-Key joins or replays the first."""
     services = services_of(request)
-    if services.lifecycle.draining:
-        raise UnavailableError(retry_after_s=2)
+    _refuse_while_draining(services)
     document = await read_json(request)
     record_of(request.scope).request_body = document
-    job = parse_input(document)
+    drawing = await draw(request, caller, parse_input(document), _idempotency_key(request))
+    if drawing.told is None:
+        return answer_error(request.scope, StillRunningError(retry_after_s=5), generation_id=drawing.row.id)
+    return _answer(request, services, drawing.told, fresh=drawing.fresh)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A job that was waited for. `told` is None when the wait ended first; `fresh` when this request began it."""
+
+    row: Generation
+    told: Told | None
+    fresh: bool
+
+
+async def draw(request: Request, caller: Caller, job: JobInput, idempotency_key: str | None = None) -> Drawing:
+    """Save a job, forward it, and wait for its end: what every request for a picture does.
+
+    Raises:
+        UnavailableError: this process is stopping.
+        BusyError: as many callers wait as may.
+        IdempotencyConflictError: the key was used with another request.
+
+    """
+    services = services_of(request)
+    _refuse_while_draining(services)
     _correlate(request, job)
     with services.admission.enter():
-        row, fresh = await services.ledger.open(_new_generation(request, caller, job))
+        row, fresh = await services.ledger.open(_new_generation(request, caller, job, idempotency_key))
         record_of(request.scope).generation_id = row.id
         if fresh:
             log.info("generation_accepted", generation_id=row.id)
@@ -70,10 +95,12 @@ async def generate(request: Request, caller: KnownCaller) -> JSONResponse:
             await services.runner.wait(row.id, at_most_s=LOOK_S)
         else:
             services.metrics.replays.inc()
-        told = await _wait_for_end(services, row)
-    if told is None:
-        return answer_error(request.scope, StillRunningError(retry_after_s=5), generation_id=row.id)
-    return _answer(request, services, told, fresh=fresh)
+        return Drawing(row, await _wait_for_end(services, row), fresh)
+
+
+def _refuse_while_draining(services: Services) -> None:
+    if services.lifecycle.draining:
+        raise UnavailableError(retry_after_s=2)
 
 
 @router.get(
@@ -133,7 +160,7 @@ def _answer(request: Request, services: Services, told: Told, *, fresh: bool) ->
     return answer_error(request.scope, error, generation_id=told.row.id, headers=headers)
 
 
-def _new_generation(request: Request, caller: Caller, job: JobInput) -> NewGeneration:
+def _new_generation(request: Request, caller: Caller, job: JobInput, idempotency_key: str | None) -> NewGeneration:
     services = services_of(request)
     asked = job.model_dump(mode="json", exclude={"request_id"})
     # the seed is chosen here, so that whoever resumes the job draws the same picture
@@ -141,7 +168,7 @@ def _new_generation(request: Request, caller: Caller, job: JobInput) -> NewGener
     return NewGeneration(
         owner_id=caller.owner_id,
         key_id=caller.key_id,
-        idempotency_key=_idempotency_key(request),
+        idempotency_key=idempotency_key,
         request_hash=_hash(asked),
         request_id=record_of(request.scope).request_id,
         input={name: value for name, value in {**asked, "seed": seed}.items() if value is not None},

@@ -23,6 +23,16 @@ def new_picture_name() -> str:
     return _base32(secrets.randbits(128))
 
 
+def new_feed_token() -> str:
+    """A capability for an output feed, as hard to guess as a picture's name."""
+    return _base32(secrets.randbits(128))
+
+
+def new_ticket() -> str:
+    """A ticket for one WebSocket, as hard to guess."""
+    return _base32(secrets.randbits(128))
+
+
 def new_request_id() -> str:
     """A correlation id for a request that came without one."""
     return f"req_{secrets.token_hex(12)}"

@@ -72,6 +72,17 @@ class Keys:
         expired = row.expires_at is not None and row.expires_at <= self._clock()
         return None if expired else Caller(row.owner_id, parts[1])
 
+    async def works(self, key_id: str) -> bool:
+        """Whether a key that was good at the beginning of something long still is."""
+        query = (
+            select(ApiKey.expires_at)
+            .join(User, User.id == ApiKey.owner_id)
+            .where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None), User.disabled_at.is_(None))
+        )
+        async with self._db.read() as session:
+            row = (await session.execute(query)).one_or_none()
+        return row is not None and (row.expires_at is None or row.expires_at > self._clock())
+
     async def create(self, owner_id: str, name: str, *, expires_at: datetime | None = None) -> NewKey:
         """Make a key for a user."""
         key_id = "".join(secrets.choice(BASE32) for _ in range(12))

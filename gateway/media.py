@@ -1,32 +1,28 @@
-"""`/media/generated/<name>.png`: stored pictures under capability names, the way RFC 9110 reads and revalidates."""
+"""`/media/generated/<name>.png` and `/media/outputs/<name>.<suffix>`: stored pictures under capability names."""
 
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
-from email.utils import format_datetime, parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
-from sqlalchemy import select
+from sqlalchemy import and_, select
 
+from gateway.archives import archive_name
 from gateway.auth import find_caller
-from gateway.errors import RangeError
 from gateway.ids import PICTURE_NAME
 from gateway.requestlog import record_of
-from gateway.responses import answer_error
 from gateway.schemas import ERRORS
 from gateway.services import services_of
+from gateway.serving import Served, serve
 from models.errors import NotFoundError, UnauthorizedError
-from models.tables import Picture
+from models.tables import Output, Picture, RunItem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from gateway.keys import Caller
 
-    from starlette.datastructures import Headers
-
-SINGLE_RANGE = re.compile(r"bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})", re.IGNORECASE)
-CACHE = "private, max-age=86400, immutable"
+OUTPUT_NAME = re.compile(r"[0-9a-f]{64}")
+OUTPUT_TYPES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 
 router = APIRouter(redirect_slashes=False)
 
@@ -42,23 +38,75 @@ async def get_picture(request: Request, file: str) -> Response:
     """The picture, a part of it (Range), or 304 when the caller has it."""
     services = services_of(request)
     picture = await _find(request, file)
-    headers = _headers(picture)
-    if services.settings.media_auth == "owner":
-        headers["Vary"] = "Authorization"
-    if _caller_has_it(request.headers, picture):
-        return Response(status_code=304, headers=headers)
-    if request.method == "HEAD":
-        await services.store.head(picture.object_key)
-        return Response(headers={**headers, "Content-Length": str(picture.bytes)}, media_type="image/png")
-    wanted = _range(request.headers, picture)
-    if wanted is None:
-        return Response(await services.store.get(picture.object_key), headers=headers, media_type="image/png")
-    start, end = wanted
-    if start >= end:
-        return answer_error(request.scope, RangeError(), headers={"Content-Range": f"bytes */{picture.bytes}"})
-    part = await services.store.get_range(picture.object_key, start, end)
-    headers["Content-Range"] = f"bytes {start}-{end - 1}/{picture.bytes}"
-    return Response(part, status_code=206, headers=headers, media_type="image/png")
+    served = Served(
+        key=picture.object_key,
+        etag=f'"{picture.sha256[:32]}"',
+        modified=picture.created_at,
+        media_type="image/png",
+        size=picture.bytes,
+        extra=(("Vary", "Authorization"),) if services.settings.media_auth == "owner" else (),
+    )
+    return await serve(request, services.store, served)
+
+
+@router.head("/media/outputs/{file}", include_in_schema=False)
+@router.get(
+    "/media/outputs/{file}",
+    responses={200: {"content": {"image/*": {}}, "description": "The picture."}, **ERRORS},
+    response_class=Response,
+    summary="A framed picture",
+)
+async def get_output(request: Request, file: str, download: str = "") -> Response:
+    """As for generated pictures; with `?download=1` a browser keeps it as a file named after the product."""
+    services = services_of(request)
+    output, item = await _find_output(request, file)
+    extra = [("Vary", "Authorization")] if services.settings.media_auth == "owner" else []
+    if download not in ("", "0"):
+        extra.append(("Content-Disposition", f'attachment; filename="{archive_name(item, output)}"'))
+    served = Served(
+        key=output.object_key,
+        etag=f'"{output.name[:32]}"',  # the name is the hash of all that decides the pixels
+        modified=output.created_at,
+        media_type=OUTPUT_TYPES[output.suffix],
+        size=output.bytes,
+        extra=tuple(extra),
+    )
+    return await serve(request, services.store, served)
+
+
+async def _find_output(request: Request, file: str) -> tuple[Output, RunItem]:
+    """The output of this name, if the caller may see it; errors as `_find`."""
+    caller = await _seer(request)
+    name, _, suffix = file.partition(".")
+    if suffix not in OUTPUT_TYPES or not OUTPUT_NAME.fullmatch(name):
+        raise NotFoundError
+    query = (
+        select(Output, RunItem)
+        .join(RunItem, and_(RunItem.run_id == Output.run_id, RunItem.position == Output.position))
+        .where(Output.name == name, Output.suffix == suffix, Output.deleted_at.is_(None))
+    )
+    if caller is not None:
+        query = query.where(Output.owner_id == caller.owner_id)
+    async with services_of(request).db.read() as session:
+        found = (await session.execute(query.order_by(Output.run_id.desc()).limit(1))).first()
+    if found is None:
+        raise NotFoundError
+    return found[0], found[1]
+
+
+async def _seer(request: Request) -> Caller | None:
+    """Who is asking, where only owners may see; None where the link is enough.
+
+    Raises:
+        UnauthorizedError: the owner is asked for, and no good key was sent.
+
+    """
+    if services_of(request).settings.media_auth != "owner":
+        return None
+    caller = await find_caller(request)
+    if caller is None:
+        raise UnauthorizedError
+    return caller
 
 
 async def _find(request: Request, file: str) -> Picture:
@@ -70,10 +118,7 @@ async def _find(request: Request, file: str) -> Picture:
 
     """
     services = services_of(request)
-    owners_only = services.settings.media_auth == "owner"
-    caller = await find_caller(request) if owners_only else None
-    if owners_only and caller is None:
-        raise UnauthorizedError
+    caller = await _seer(request)
     name, _, suffix = file.partition(".")
     if suffix != "png" or not PICTURE_NAME.fullmatch(name):
         raise NotFoundError
@@ -83,60 +128,3 @@ async def _find(request: Request, file: str) -> Picture:
         raise NotFoundError
     record_of(request.scope).generation_id = picture.generation_id
     return picture
-
-
-def _headers(picture: Picture) -> dict[str, str]:
-    return {
-        "ETag": _etag(picture),
-        "Last-Modified": format_datetime(picture.created_at.replace(microsecond=0), usegmt=True),
-        "Cache-Control": CACHE,
-        "Accept-Ranges": "bytes",
-        "X-Content-Type-Options": "nosniff",
-        "Content-Security-Policy": "default-src 'none'; sandbox",
-    }
-
-
-def _etag(picture: Picture) -> str:
-    return f'"{picture.sha256[:32]}"'
-
-
-def _caller_has_it(headers: Headers, picture: Picture) -> bool:
-    """RFC 9110 13.2.2: If-None-Match decides; If-Modified-Since only where it is absent."""
-    known = headers.getlist("if-none-match")
-    if known:
-        tags = [tag.strip().removeprefix("W/") for tag in ",".join(known).split(",")]
-        return "*" in tags or _etag(picture) in tags
-    since = _moment(headers.get("if-modified-since", ""))
-    return since is not None and picture.created_at.replace(microsecond=0) <= since
-
-
-def _range(headers: Mapping[str, str], picture: Picture) -> tuple[int, int] | None:
-    """First byte, and the one after the last; None for the whole. An unsatisfiable range is empty.
-
-    Several ranges, and what cannot be read, are ignored, as RFC 9110 14.2 allows.
-    """
-    found = SINGLE_RANGE.fullmatch(headers.get("range", "").strip())
-    if found is None or found.groups() == ("", "") or not _range_is_of_this(headers, picture):
-        return None
-    first, last = found.groups()
-    if not first:
-        return max(picture.bytes - int(last), 0) if int(last) else picture.bytes, picture.bytes
-    if last and int(last) < int(first):
-        return None
-    return int(first), min(int(last) + 1, picture.bytes) if last else picture.bytes
-
-
-def _range_is_of_this(headers: Mapping[str, str], picture: Picture) -> bool:
-    condition = headers.get("if-range")
-    if condition is None or condition == _etag(picture):
-        return True
-    moment = _moment(condition)
-    return moment is not None and moment == picture.created_at.replace(microsecond=0)
-
-
-def _moment(text: str) -> datetime | None:
-    try:
-        moment = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

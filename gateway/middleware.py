@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.websockets import WebSocket
 
 from gateway.ids import REQUEST_ID, new_request_id
 from gateway.requestlog import RequestRecord
@@ -17,7 +20,7 @@ from models.errors import BadRequestError, FieldProblem, IgenError, TooLargeErro
 from models.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,11 +29,26 @@ if TYPE_CHECKING:
 
 QUIET_PATHS = ("/healthz", "/readyz", "/metrics")
 """Asked every second by machines; they say nothing about a caller, so no row is kept of them."""
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WEBSOCKET"})
 CLIENT_GONE = 499
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?")
 
 log = get_logger(__name__)
+
+
+async def refuse(scope: Scope, receive: Receive, send: Send, error: IgenError) -> None:
+    """Answer a request, or a WebSocket that was not accepted yet, with an error's envelope."""
+    response = answer_error(scope, error)
+    if scope["type"] == "websocket":
+        await WebSocket(scope, receive, send).send_denial_response(response)
+    else:
+        await response(scope, receive, send)
+
+
+def _hide_query(scope: Scope) -> None:
+    """Move a WebSocket's query to where only its handler looks: the server logs the address, tickets and all."""
+    scope["igen.query"] = scope.get("query_string", b"")
+    scope["query_string"] = b""
 
 
 class RequestMiddleware:
@@ -43,9 +61,11 @@ class RequestMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
+        if scope["type"] == "websocket":
+            _hide_query(scope)
         given = Headers(scope=scope).get("x-request-id", "")
         scope["igen.request_id_given"] = bool(REQUEST_ID.fullmatch(given))
         record = RequestRecord.of(scope, given if scope["igen.request_id_given"] else new_request_id())
@@ -58,7 +78,9 @@ class RequestMiddleware:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
         async def send_marked(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] == "websocket.accept":
+                record.status = HTTPStatus.SWITCHING_PROTOCOLS
+            elif message["type"] in ("http.response.start", "websocket.http.response.start"):
                 record.status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = record.request_id
@@ -74,7 +96,7 @@ class RequestMiddleware:
             log.exception("request_crashed", path=record.path)
             if record.status:  # the answer has begun; the server must break the connection off
                 raise
-            await answer_error(scope, IgenError())(scope, receive, send_marked)
+            await refuse(scope, receive, send_marked, IgenError())
 
     async def _close(self, scope: Scope, record: RequestRecord) -> None:
         seconds = time.perf_counter() - record.began
@@ -82,7 +104,8 @@ class RequestMiddleware:
         route = getattr(scope.get("route"), "path", "unmatched")
         method = record.method if record.method in METHODS else "other"
         self._metrics.requests.labels(method, route, str(record.status)).inc()
-        self._metrics.seconds.labels(route).observe(seconds)
+        if scope["type"] == "http":  # a WebSocket lasts as long as somebody looks
+            self._metrics.seconds.labels(route).observe(seconds)
         if scope["path"] in QUIET_PATHS:
             return
         log.info("request", **record.line())
@@ -99,14 +122,14 @@ class HostMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or self._allows(Headers(scope=scope).getlist("host")):
+        if scope["type"] not in ("http", "websocket") or self._allows(Headers(scope=scope).getlist("host")):
             await self.app(scope, receive, send)
             return
         error = BadRequestError(
             "This host name is not served here.",
             details=[FieldProblem("Host", "is not one of IGEN_ALLOWED_HOSTS")],
         )
-        await answer_error(scope, error)(scope, receive, send)
+        await refuse(scope, receive, send, error)
 
     def _allows(self, given: list[str]) -> bool:
         found = HOST.fullmatch(given[0]) if len(given) == 1 else None
@@ -116,21 +139,32 @@ class HostMiddleware:
         return "*" in self._exact or host in self._exact or host.endswith(self._endings)
 
 
+@dataclass(frozen=True, slots=True)
+class UploadLimit:
+    """Addresses whose `multipart/form-data` may be longer than other bodies."""
+
+    methods: frozenset[str]
+    path: re.Pattern[str]
+    max_bytes: int
+
+
 class BodyLimitMiddleware:
     """Stops reading a body at a limit. (Starlette's own limit answers in plain text, outside our envelope.)"""
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int, uploads: Sequence[UploadLimit] = ()) -> None:
         self.app = app
         self._max_bytes = max_bytes
+        self._uploads = tuple(uploads)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        limit = self._limit(scope)
         declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdigit() and int(declared) > self._max_bytes:
-            await self._refuse(scope, receive, send)
+        if declared.isdigit() and int(declared[:20]) > limit:
+            await answer_error(scope, _too_large(limit))(scope, receive, send)
             return
         read = 0
 
@@ -138,14 +172,19 @@ class BodyLimitMiddleware:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > self._max_bytes:
-                raise TooLargeError(details=[self._problem()])
+            if read > limit:
+                raise _too_large(limit)
             return message
 
         await self.app(scope, receive_counted, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await answer_error(scope, TooLargeError(details=[self._problem()]))(scope, receive, send)
+    def _limit(self, scope: Scope) -> int:
+        if Headers(scope=scope).get("content-type", "").lower().startswith("multipart/form-data"):
+            for upload in self._uploads:
+                if scope["method"] in upload.methods and upload.path.fullmatch(scope["path"]):
+                    return upload.max_bytes
+        return self._max_bytes
 
-    def _problem(self) -> FieldProblem:
-        return FieldProblem("body", f"is longer than {self._max_bytes} bytes")
+
+def _too_large(limit: int) -> TooLargeError:
+    return TooLargeError(details=[FieldProblem("body", f"is longer than {limit} bytes")])

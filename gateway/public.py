@@ -23,6 +23,8 @@ async def front(request: Request) -> JSONResponse:
             "version": VERSION,
             "generate": f"POST {base}/api/generate/",
             "generations": f"{base}/api/generations/",
+            "frames": f"{base}/api/frames",
+            "assets": f"{base}/api/assets",
             "openapi": f"{base}/openapi.json",
             "health": f"{base}/healthz",
             "ready": f"{base}/readyz",

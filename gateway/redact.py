@@ -15,7 +15,7 @@ SECRET_TEXT = re.compile(
     r"|(?i:bearer)\s+[^\s\"',]+"
     r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"  # user and password of an address
 )
-CAPABILITY = re.compile(r"(/media/generated/[0-9a-z]{6})[0-9a-z]+")
+CAPABILITY = re.compile(r"((?:/media/(?:generated|outputs)|/feeds)/[0-9a-z]{6}|\bticket=[0-9a-z]{0,6})[0-9a-z]+")
 DATA_URI = re.compile(r"data:[\w.+-]+/[\w.+-]+[;,][^\s\"']*", re.IGNORECASE)
 BASE64_RUN = re.compile(r"[A-Za-z0-9+/_-]{120,}={0,2}")
 UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")

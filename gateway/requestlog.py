@@ -66,7 +66,7 @@ class RequestRecord:
         client = scope.get("client")
         return cls(
             request_id=request_id,
-            method=redact_text(scope["method"], 16)[:16],
+            method=redact_text(scope.get("method", "WEBSOCKET"), 16)[:16],
             path=redact_text(scope["path"], 400),
             query=redact_text(_plain_query(scope), 400),
             client=str(client[0])[:64] if client else "",

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from gateway.settings import GatewaySettings
 
 BACKLOG = 2048
+WS_MAX_BYTES = 4096
+WS_MAX_QUEUE = 4
+"""Clients of the progress socket have nothing to say."""
 AFTER_DRAIN_S = 5
 """For the last answers to be written, after the callers' time is over."""
 
@@ -36,6 +39,10 @@ class GatewayServer(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,  # nobody's word for an address is taken
                 lifespan="on",
+                ws="websockets-sansio",
+                ws_max_size=WS_MAX_BYTES,  # a longer message closes the socket with 1009
+                ws_max_queue=WS_MAX_QUEUE,
+                ws_per_message_deflate=False,  # no compressed bombs; our messages are small
                 timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + AFTER_DRAIN_S,
             )
         )

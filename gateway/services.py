@@ -16,13 +16,19 @@ if TYPE_CHECKING:
 
     from gateway.backend import Backend
     from gateway.breaker import Breaker
+    from gateway.composer import Composer
     from gateway.health import Health
     from gateway.keys import Keys
     from gateway.ledger import Ledger
     from gateway.metrics import Metrics
+    from gateway.previewer import Previewer
+    from gateway.progresshub import ProgressHub
     from gateway.runner import Runner
     from gateway.settings import GatewaySettings
+    from gateway.sweeper import Sweeper
+    from gateway.tickets import Tickets
     from models.db import Database
+    from models.fetch import FetchPolicy, SafeFetcher
     from models.store import ObjectStore
 
 BUSY_RETRY_S = 5
@@ -93,6 +99,13 @@ class Services:
     lifecycle: Lifecycle
     health: Health
     metrics: Metrics
+    fetch_policy: FetchPolicy
+    fetcher: SafeFetcher
+    composer: Composer
+    sweeper: Sweeper
+    previewer: Previewer
+    hub: ProgressHub
+    tickets: Tickets
 
 
 def services_of(request: HTTPConnection) -> Services:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator
 
 from models.db import async_url
 from models.settings import CommonSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 WILDCARD_BINDS = ("0.0.0.0", "::", "")  # noqa: S104 - compared with, not bound to
@@ -33,6 +36,21 @@ def _http_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _origin(value: str) -> str:
+    parts = urlsplit(value)
+    default = {"http": 80, "https": 443}.get(parts.scheme)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{parts.scheme}://{host}" + ("" if parts.port in (None, default) else f":{parts.port}")
+
+
+def _origins(value: str) -> str:
+    for each in filter(None, (part.strip() for part in value.split(","))):
+        _http_url(each)
+        if urlsplit(each).path not in ("", "/"):
+            raise ValueError("an origin has no path")
+    return value
+
+
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
 
@@ -49,6 +67,11 @@ class GatewaySettings(CommonSettings):
         "",
         description="Host names that requests may be addressed to, comma-separated; `*.example.org` allows every "
         "name below it, `*` allows any. IGEN_PUBLIC_URL's host always may. Default: loopback names and IGEN_BIND.",
+    )
+    allowed_origins: Annotated[str, AfterValidator(_origins)] = Field(
+        "",
+        description="Origins whose pages may open WebSockets here, comma-separated, such as https://shop.example. "
+        "IGEN_PUBLIC_URL's own always may.",
     )
     backend_url: HttpUrl = Field(
         "http://127.0.0.1:8001/v2/igen",
@@ -69,7 +92,7 @@ class GatewaySettings(CommonSettings):
         description="`sqlite:///path` or `postgresql://user:password@host/name`. Default: $IGEN_HOME/igen.db.",
     )
     redis_url: SecretStr | None = Field(
-        None, description="Redis, if there is one; readiness reports it. Nothing else needs it yet."
+        None, description="Redis: runs of feeds, their progress and WebSocket tickets need it; readiness reports it."
     )
     store_url: SecretStr | None = Field(
         None,
@@ -82,6 +105,15 @@ class GatewaySettings(CommonSettings):
         64, ge=1, le=10_000, description="Callers that may wait for pictures at once; more get 503 with Retry-After."
     )
     max_body_bytes: int = Field(1024 * 1024, ge=1024, description="Longest request body, in bytes; longer gets 413.")
+    feed_max_bytes: int = Field(
+        2 * 1024**3,
+        ge=1024,
+        description="Longest feed, in bytes after decompression; a longer one fails its run, or its upload.",
+    )
+    source_max_bytes: int = Field(
+        25 * 1024**2, ge=1024, description="Largest product picture, in bytes; a larger one fails its product."
+    )
+    preview_processes: int = Field(2, ge=1, le=64, description="Previews of a frame that are drawn at once.")
     generation_timeout: float = Field(
         300, gt=0, le=86_400, description="Seconds from a request to its end; then the job is cancelled and 504 sent."
     )
@@ -131,6 +163,22 @@ class GatewaySettings(CommonSettings):
     def public_base(self) -> str:
         """What links to pictures begin with, without a slash at the end."""
         return self.public_url or f"http://127.0.0.1:{self.port}"
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """Allowed origins as browsers spell them: scheme, host, and the port where it is not the scheme's own."""
+        named = [each.strip().rstrip("/").lower() for each in self.allowed_origins.split(",") if each.strip()]
+        return frozenset(_origin(each) for each in [*named, self.public_base])
+
+    @property
+    def uploads(self) -> Path:
+        """Where files of requests under way lie."""
+        return self.home.absolute() / "tmp" / "uploads"
+
+    @property
+    def previews(self) -> Path:
+        """Where feeds and product pictures are kept between previews, for some minutes."""
+        return self.home.absolute() / "tmp" / "previews"
 
     @property
     def hosts(self) -> frozenset[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import shutil
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,12 +25,15 @@ from gateway.settings import GatewaySettings
 from models.db import Database
 from models.migrations import upgrade
 from models.tables import Generation, RequestLog
-from tests.support.fake_backend import FakeBackend
+from tests.fakes_composer import FakeComposer
+from tests.support.compositor_rig import RedisProcess
+from tests.support.fake_backend import FakeBackend, png
 from tests.support.postgres import database_url  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from gateway.composer import Composer
     from gateway.services import Services
 
 PROMPT = {"prompt": "A futuristic cityscape at sunset"}
@@ -51,11 +56,13 @@ class Reply:
 class RunningGateway:
     """One gateway and a client of it."""
 
-    def __init__(self, settings: GatewaySettings, key: str, http: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, settings: GatewaySettings, key: str, http: aiohttp.ClientSession, composer: Composer | None = None
+    ) -> None:
         self.settings = settings
         self.key = key
         self.http = http
-        self.app = create_app(settings)
+        self.app = create_app(settings, composer=composer)
         self.server = GatewayServer(settings, self.app)
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
@@ -104,6 +111,15 @@ class RunningGateway:
             "POST", "/api/generate/", json=PROMPT if body is None else body, headers=headers, **options
         )
 
+    async def frame(self, name: str = "Autumn", *, key: str = "", **fields: Any) -> dict[str, Any]:
+        """A new frame, by default with a picture of 200 by 100 pixels."""
+        if "prompt" not in fields:
+            fields.setdefault("picture", png(200, 100))
+        reply = await self.request("POST", "/api/frames", key=key, data=form(name=name, **fields))
+        assert reply.status == 201, reply.body
+        told: dict[str, Any] = reply.json
+        return told
+
     async def rows(self) -> list[Generation]:
         async with self.services.db.read() as session:
             return list(await session.scalars(select(Generation).order_by(Generation.id)))
@@ -121,6 +137,17 @@ class RunningGateway:
                 return found
             await asyncio.sleep(0.05)
         raise AssertionError(f"{len(found)} rows in the request log, not {count}")
+
+
+def form(**parts: Any) -> aiohttp.FormData:
+    """A multipart body: bytes are files, all else fields; what is no text is sent as JSON."""
+    data = aiohttp.FormData(default_to_multipart=True)
+    for name, value in parts.items():
+        if isinstance(value, bytes):
+            data.add_field(name, io.BytesIO(value), filename=f"{name}.bin", content_type="application/octet-stream")
+        else:
+            data.add_field(name, value if isinstance(value, str) else json.dumps(value))
+    return data
 
 
 class _dead:  # noqa: N801 - stands for a method
@@ -211,7 +238,7 @@ async def start_gateway(database: str, key: str, backend: FakeBackend, tmp_path:
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
 
-        async def start(**settings: Any) -> RunningGateway:
+        async def start(*, composer: Composer | None = None, **settings: Any) -> RunningGateway:
             values = {
                 "home": tmp_path,
                 "database_url": database,
@@ -222,7 +249,7 @@ async def start_gateway(database: str, key: str, backend: FakeBackend, tmp_path:
                 "drain_seconds": 1,
                 **settings,
             }
-            running = RunningGateway(GatewaySettings(**values), key, http)
+            running = RunningGateway(GatewaySettings(**values), key, http, composer)
             await running.start()
             stack.push_async_callback(running.stop)
             return running
@@ -233,3 +260,29 @@ async def start_gateway(database: str, key: str, backend: FakeBackend, tmp_path:
 @pytest.fixture
 async def gateway(start_gateway: StartGateway) -> RunningGateway:
     return await start_gateway()
+
+
+@pytest.fixture
+def composer() -> FakeComposer:
+    return FakeComposer()
+
+
+@pytest.fixture
+async def framing(start_gateway: StartGateway, composer: FakeComposer) -> RunningGateway:
+    """A gateway whose pictures are looked into by a fake."""
+    return await start_gateway(composer=composer)
+
+
+@pytest.fixture
+async def redis(tmp_path: Path) -> AsyncIterator[RedisProcess]:
+    """A real Redis, which ends with the test."""
+    process = RedisProcess(tmp_path)
+    await process.start()
+    yield process
+    process.close()
+
+
+@pytest.fixture
+async def queueing(start_gateway: StartGateway, composer: FakeComposer, redis: RedisProcess) -> RunningGateway:
+    """A gateway with a Redis, for runs and progress."""
+    return await start_gateway(composer=composer, redis_url=redis.url)

@@ -110,3 +110,17 @@ def test_the_backends_key_comes_from_the_supervisors_file(monkeypatch: pytest.Mo
     assert load().backend_secret == "from-file"
     monkeypatch.setenv("IGEN_BACKEND_KEY", "from-variable")
     assert load().backend_secret == "from-variable"
+
+
+def test_origins_are_the_public_address_and_those_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IGEN_PUBLIC_URL", "https://Pictures.example:443/igen")
+    monkeypatch.setenv("IGEN_ALLOWED_ORIGINS", "https://shop.example, http://localhost:3000/")
+    origins = load_settings(GatewaySettings).origins
+    assert origins == {"https://pictures.example", "https://shop.example", "http://localhost:3000"}
+
+
+@pytest.mark.parametrize("value", ["shop.example", "https://shop.example/page", "*", "null"])
+def test_what_is_no_origin_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("IGEN_ALLOWED_ORIGINS", value)
+    with pytest.raises(SettingsError, match="IGEN_ALLOWED_ORIGINS"):
+        load_settings(GatewaySettings)

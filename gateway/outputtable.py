@@ -1,0 +1,156 @@
+"""The rows behind a frame's table of outputs: found, searched, sorted, paged and deleted in the database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import exists, func, or_, select, update
+
+from gateway.frametable import MOST_ID
+from models.db import utc_now
+from models.tables import ItemState, Output, Run, RunItem
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection, Sequence
+
+    from sqlalchemy import ColumnElement, ScalarResult
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    from models.db import Database
+
+SORTS: dict[str, Any] = {
+    "position": RunItem.position,
+    "product_id": RunItem.product_id,
+    "state": RunItem.state,
+    "title": RunItem.fields["title"].as_string(),
+    "created_at": RunItem.finished_at,
+    "finished_at": RunItem.finished_at,
+}
+ZIP_PAGE = 100
+POSITIONS_AT_ONCE = 500
+"""SQLite's old bound on variables of a statement is 999."""
+ALL_STATES = tuple(state.value for state in ItemState)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which rows: of a run, in some states, whose id, title or address holds a text."""
+
+    run_id: int
+    states: tuple[str, ...] = (ItemState.COMPLETED.value,)
+    search: str = ""
+
+    def conditions(self, *, searched: bool = True) -> list[ColumnElement[bool]]:
+        """A completed item whose outputs were all deleted is not there."""
+        living = exists().where(
+            Output.run_id == RunItem.run_id, Output.position == RunItem.position, Output.deleted_at.is_(None)
+        )
+        found: list[ColumnElement[bool]] = [RunItem.run_id == self.run_id]
+        if set(self.states) != set(ALL_STATES):
+            found.append(RunItem.state.in_(self.states))
+        found.append(or_(RunItem.state != ItemState.COMPLETED.value, living))
+        if searched and self.search:
+            texts = (RunItem.product_id, RunItem.image_url, RunItem.fields["title"].as_string())
+            found.append(or_(*(text.icontains(self.search, autoescape=True) for text in texts)))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An entry of the feed with its outputs that are there, in the order of their sizes' names."""
+
+    item: RunItem
+    outputs: tuple[Output, ...]
+
+
+async def shown_run(db: Database, frame_id: int) -> Run | None:
+    """The run whose outputs a frame shows: its latest that has entries, so that a run shows while it goes on."""
+    has_items = exists().where(RunItem.run_id == Run.id)
+    query = select(Run).where(Run.frame_id == frame_id, has_items).order_by(Run.id.desc()).limit(1)
+    async with db.read() as session:
+        return await session.scalar(query)
+
+
+async def count(db: Database, wanted: Wanted, *, searched: bool = True) -> int:
+    """How many rows there are; not `searched`: before the search."""
+    query = select(func.count()).select_from(RunItem).where(*wanted.conditions(searched=searched))
+    async with db.read() as session:
+        return await session.scalar(query) or 0
+
+
+async def page(db: Database, wanted: Wanted, *, sort: str, descending: bool, offset: int, limit: int) -> list[Row]:
+    """Some rows in an order that is the same each time."""
+    order = SORTS[sort].desc() if descending else SORTS[sort].asc()
+    query = select(RunItem).where(*wanted.conditions()).order_by(order, RunItem.position).offset(offset).limit(limit)
+    async with db.read() as session:
+        return await _with_outputs(session, await session.scalars(query))
+
+
+async def find_row(db: Database, run_id: int, position: int) -> Row | None:
+    """One entry."""
+    query = select(RunItem).where(RunItem.run_id == run_id, RunItem.position == position)
+    async with db.read() as session:
+        rows = await _with_outputs(session, await session.scalars(query)) if 0 <= position <= MOST_ID else []
+    return rows[0] if rows else None
+
+
+async def walk(
+    db: Database, wanted: Wanted, positions: Sequence[int] | None = None
+) -> AsyncIterator[tuple[RunItem, Output]]:
+    """Every output of the wanted rows, or of some positions of them, a page at a time in the feed's order."""
+    after = -1
+    chosen = None if positions is None else sorted(set(positions))
+    while True:
+        query = select(RunItem).where(*wanted.conditions(), RunItem.position > after)
+        if chosen is not None:
+            part, chosen = chosen[:ZIP_PAGE], chosen[ZIP_PAGE:]
+            if not part:
+                return
+            query = query.where(RunItem.position.in_(part))
+        async with db.read() as session:
+            rows = await _with_outputs(
+                session, await session.scalars(query.order_by(RunItem.position).limit(ZIP_PAGE))
+            )
+        for row in rows:
+            for output in row.outputs:
+                yield row.item, output
+        if chosen is None and not rows:
+            return
+        after = rows[-1].item.position if rows and chosen is None else after
+
+
+async def delete_outputs(db: Database, run_id: int, positions: Collection[int] | None, size: str | None) -> int:
+    """Hide outputs of a run, all of it or some positions; the sweeper removes the files. How many there were."""
+    wanted = [Output.run_id == run_id, Output.deleted_at.is_(None)]
+    if size is not None:
+        wanted.append(Output.size == size)
+    change = update(Output).values(deleted_at=utc_now())
+    parts = [None] if positions is None else _parts(sorted(set(positions)))
+    deleted = 0
+    async with db.write() as session:
+        for part in parts:
+            where = wanted if part is None else [*wanted, Output.position.in_(part)]
+            done: Any = await session.execute(change.where(*where))
+            deleted += done.rowcount
+    return deleted
+
+
+def _parts(positions: list[int]) -> list[list[int] | None]:
+    return [positions[first : first + POSITIONS_AT_ONCE] for first in range(0, len(positions), POSITIONS_AT_ONCE)]
+
+
+async def _with_outputs(session: AsyncSession, items: ScalarResult[RunItem]) -> list[Row]:
+    found = list(items)
+    if not found:
+        return []
+    query = (
+        select(Output)
+        .where(Output.run_id == found[0].run_id, Output.deleted_at.is_(None))
+        .where(Output.position.in_([item.position for item in found]))
+        .order_by(Output.position, Output.size)
+    )
+    outputs: dict[int, list[Output]] = {item.position: [] for item in found}
+    for output in await session.scalars(query):
+        outputs[output.position].append(output)
+    return [Row(item, tuple(outputs[item.position])) for item in found]
