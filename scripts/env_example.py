@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
+from compositor.settings import CompositorSettings
 from gateway.settings import GatewaySettings
 from inference.settings import InferenceSettings
 from models.settings import CommonSettings
@@ -24,6 +25,7 @@ END = "<!-- end of variables -->"
 GROUPS: tuple[tuple[str, type[BaseSettings]], ...] = (
     ("all programs", CommonSettings),
     ("gateway", GatewaySettings),
+    ("compositor", CompositorSettings),
     ("inference", InferenceSettings),
     ("scripts/up", SupervisorSettings),
 )

@@ -34,6 +34,9 @@ VERSION_IS_ANOTHERS = {"huggingface-hub", "pydantic-core"}
 
 BEHAVIOURS = {
     # tests of what several modules do together
+    "compositor/feed/test_memory",
+    "compositor/test_crash_recovery",
+    "compositor/test_whole_runs",
     "gateway/test_idempotency",
     "gateway/test_recovery",
     "inference/test_runpod_client",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from models.store.errors import ObjectMissingError, StoreError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from datetime import datetime
+    from pathlib import Path
+
+PIECE_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,25 @@ class ObjectStore(ABC):
     @abstractmethod
     def list(self, prefix: str = "") -> AsyncIterator[str]:
         """The keys in a folder and all below it, in no promised order; `""` for all."""
+
+    async def put_file(self, key: str, path: Path, *, media_type: str) -> None:
+        """As `put`, with the content of a file; stores do so in constant memory."""
+        await self.put(key, await asyncio.to_thread(path.read_bytes), media_type=media_type)
+
+    async def get_file(self, key: str, path: Path) -> int:
+        """Copy an object into a file in pieces of `PIECE_BYTES`; returns its size.
+
+        Raises:
+            ObjectMissingError: there is none.
+            OSError: the file cannot be written.
+
+        """
+        size = (await self.head(key)).size
+        with await asyncio.to_thread(path.open, "wb") as file:
+            for start in range(0, size, PIECE_BYTES):
+                piece = await self.get_range(key, start, start + PIECE_BYTES)
+                await asyncio.to_thread(file.write, piece)
+        return size
 
     async def exists(self, key: str) -> bool:
         """Whether there is an object under this key."""

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from models.store.base import ObjectInfo, ObjectStore, check_range
+from models.store.base import PIECE_BYTES, ObjectInfo, ObjectStore, check_range
 from models.store.errors import ObjectMissingError, StoreError
 from models.store.keys import check_key, check_prefix
 
@@ -60,6 +60,10 @@ class LocalObjects(ObjectStore):
         """See ObjectStore."""
         await asyncio.to_thread(self._put, check_key(key), data)
 
+    async def put_file(self, key: str, path: Path, *, media_type: str) -> None:  # noqa: ARG002 - as above
+        """See ObjectStore."""
+        await asyncio.to_thread(self._put_file, check_key(key), path)
+
     async def get(self, key: str) -> bytes:
         """See ObjectStore."""
         return await asyncio.to_thread(self._read, check_key(key), 0, None)
@@ -94,14 +98,18 @@ class LocalObjects(ObjectStore):
         await super().check()
         await asyncio.to_thread(self._sweep)
 
-    def _put(self, key: str, data: bytes) -> None:
+    def _put_file(self, key: str, path: Path) -> None:
+        with path.open("rb") as source:
+            self._put(key, iter(lambda: source.read(PIECE_BYTES), b""))
+
+    def _put(self, key: str, data: bytes | Iterator[bytes]) -> None:
         folders, name = _split(key)
         temporary = secrets.token_hex(16)
         with _clear_errors():
             self.root.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
             with self._folder([TEMP_FOLDER], make=True) as temp_fd:
                 try:
-                    _write_file(temporary, data, temp_fd)
+                    _write_file(temporary, iter([data]) if isinstance(data, bytes) else data, temp_fd)
                     with self._folder(folders, make=True) as fd:
                         os.rename(temporary, name, src_dir_fd=temp_fd, dst_dir_fd=fd)
                         os.fsync(fd)
@@ -200,11 +208,12 @@ def _make_folder(name: str, parent_fd: int) -> None:
     os.fsync(parent_fd)
 
 
-def _write_file(name: str, data: bytes, folder_fd: int) -> None:
+def _write_file(name: str, pieces: Iterator[bytes], folder_fd: int) -> None:
     with os.fdopen(os.open(name, _WRITE_FLAGS, FILE_MODE, dir_fd=folder_fd), "wb", buffering=0) as file:
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view) :]
+        for piece in pieces:
+            view = memoryview(piece)
+            while view:
+                view = view[file.write(view) :]
         os.fsync(file.fileno())
 
 

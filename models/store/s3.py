@@ -12,12 +12,13 @@ import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import S3Store
 
-from models.store.base import ObjectInfo, ObjectStore, check_range
+from models.store.base import PIECE_BYTES, ObjectInfo, ObjectStore, check_range
 from models.store.errors import ObjectMissingError, StoreError
 from models.store.keys import check_key, check_prefix
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
+    from pathlib import Path
 
     from obstore import Attributes, ObjectMeta
 
@@ -82,6 +83,16 @@ class S3Objects(ObjectStore):
         async with self._clear_errors(missing="The object store's bucket does not exist."):
             await self._run(lambda: obstore.put(self._store, key, data, attributes=attributes, use_multipart=False))
 
+    async def put_file(self, key: str, path: Path, *, media_type: str) -> None:
+        """See ObjectStore; in parts, with the time limit for each `PIECE_BYTES`."""
+        check_key(key)
+        attributes: Attributes = {"Content-Type": media_type}
+        pieces = 1 + (await asyncio.to_thread(path.stat)).st_size // PIECE_BYTES
+        async with self._clear_errors("The object store's bucket does not exist.", limits=pieces):
+            await self._run(
+                lambda: obstore.put(self._store, key, path, attributes=attributes, chunk_size=PIECE_BYTES)
+            )
+
     async def get(self, key: str) -> bytes:
         """See ObjectStore."""
         check_key(key)
@@ -125,10 +136,10 @@ class S3Objects(ObjectStore):
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     @asynccontextmanager
-    async def _clear_errors(self, missing: str | None = None) -> AsyncIterator[None]:
+    async def _clear_errors(self, missing: str | None = None, *, limits: int = 1) -> AsyncIterator[None]:
         """Bound the time and turn obstore's errors into ours; their text holds endpoint and bucket."""
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(limits * self._timeout_s):
                 yield
         except TimeoutError as error:
             raise StoreError("The object store did not answer in time.") from error

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from compositor.settings import CompositorSettings
 from gateway.settings import GatewaySettings
 from inference.settings import InferenceSettings, check_settings
 from models.settings import SettingsError, load_settings
@@ -71,6 +72,8 @@ def _settings(root: Path) -> tuple[SupervisorSettings, str]:
     settings = settings.model_copy(update={"home": (root / settings.home).absolute()})
     os.environ["IGEN_HOME"] = str(settings.home)
     gateway = load_settings(GatewaySettings)
+    if settings.workers:
+        load_settings(CompositorSettings)
     if settings.draws_here:
         check_settings(load_settings(InferenceSettings))
     answers_to_address = {"*", connect_host(settings.bind).lower()} & gateway.hosts

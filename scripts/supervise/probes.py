@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
 PROBE_TIMEOUT_S = 2.0
 ANSWER_BYTES = 512
@@ -39,6 +41,19 @@ def redis_answers(socket_path: str | None, port: int, password: str) -> Callable
         else:
             opening = asyncio.open_connection("127.0.0.1", port)
         return b"+PONG" in await _exchange(opening, request.encode())
+
+    return check
+
+
+def process_lives(file: Path) -> Callable[[], Awaitable[bool]]:
+    """A check that the process whose id stands in `file` lives."""
+
+    async def check() -> bool:
+        try:
+            os.kill(int(await asyncio.to_thread(file.read_text)), 0)
+        except (OSError, ValueError):  # no file yet, half a file, or one of an earlier process
+            return False
+        return True
 
     return check
 

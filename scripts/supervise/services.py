@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from scripts.supervise.probes import http_answers
+from scripts.supervise.probes import http_answers, process_lives
 from scripts.supervise.settings import connect_host
 
 if TYPE_CHECKING:
@@ -75,7 +75,24 @@ def registry(settings: SupervisorSettings, redis: RedisServer | None, host_heade
             port=("IGEN_PORT", settings.port),
         )
     )
+    names = [f"worker-{number}" for number in range(1, settings.workers + 1)]
+    if names:
+        names.append("reconcile")
+    services += [_compositor(name, settings, shared, needs_redis=redis is not None) for name in names]
     return services
+
+
+def _compositor(name: str, settings: SupervisorSettings, shared: Mapping[str, str], *, needs_redis: bool) -> Service:
+    """A worker or the reconciler; each writes its process id into a file when it is ready."""
+    ready = settings.home / "run" / f"{name}.pid"
+    command = name.partition("-")[0]
+    return Service(
+        name,
+        _python("compositor", command, "--ready", str(ready)),
+        process_lives(ready),
+        needs=("redis", "init") if needs_redis else ("init",),
+        environment=shared,
+    )
 
 
 def _python(module: str, *arguments: str) -> tuple[str, ...]:

@@ -36,6 +36,12 @@ class SupervisorSettings(CommonSettings):
         "`http://127.0.0.1:8001/v2/igen`.",
     )
     redis_url: str = Field("", description="A Redis to use. Empty: scripts/up starts one of its own.")
+    workers: int = Field(
+        2,
+        ge=0,
+        le=64,
+        description="Compositor workers that scripts/up starts; 0: none, feeds are worked on elsewhere.",
+    )
     checkpoint: str = Field("tiny", description="Checkpoint to draw with. `tiny` is the bundled demonstration one.")
     stop_timeout_s: float = Field(
         30.0, gt=0, le=600, description="Seconds that scripts/up gives its programs to stop before it kills them."

@@ -27,6 +27,7 @@ from models.store import (
     content_key,
     open_store,
 )
+from models.store.base import PIECE_BYTES
 from tests.support.origin import Origin, answer_with
 from tests.support.s3 import ACCESS_ID, ACCESS_SECRET, S3Server
 
@@ -54,6 +55,20 @@ class TestEveryStore:
         data = os.urandom(3_000_000)  # more than one of S3's chunks and of a pipe's buffer
         await put(store, "objects/ab/cd/x.png", data)
         assert await store.get("objects/ab/cd/x.png") == data
+
+    async def test_files_go_in_and_out_in_pieces(self, store: ObjectStore, tmp_path: Path) -> None:
+        data = os.urandom(PIECE_BYTES + 4_000_000)
+        (tmp_path / "in").write_bytes(data)
+        await store.put_file("runs/1/feed", tmp_path / "in", media_type=PNG)
+        assert await store.get_file("runs/1/feed", tmp_path / "out") == len(data)
+        assert (tmp_path / "out").read_bytes() == data
+        (tmp_path / "in").write_bytes(b"")
+        await store.put_file("runs/1/feed", tmp_path / "in", media_type=PNG)
+        assert await store.get_file("runs/1/feed", tmp_path / "out") == 0
+        with pytest.raises(ObjectMissingError):
+            await store.get_file("runs/1/none", tmp_path / "out")
+        with pytest.raises(InvalidKeyError):
+            await store.put_file("../etc", tmp_path / "in", media_type=PNG)
 
     async def test_empty_object(self, store: ObjectStore) -> None:
         await put(store, "empty", b"")

@@ -19,7 +19,7 @@ from scripts.supervise import checks, child_log, redis_server
 from scripts.supervise.child import Child
 from scripts.supervise.child_log import ChildLog, RotatingFile, worth_showing
 from scripts.supervise.env_file import apply_env_file
-from scripts.supervise.probes import http_answers
+from scripts.supervise.probes import http_answers, process_lives
 from scripts.supervise.services import registry
 from scripts.supervise.settings import SupervisorSettings
 from scripts.supervise.welcome import welcome
@@ -398,6 +398,19 @@ def test_the_inference_key_is_private_and_kept(tmp_path: Path) -> None:
     assert len(first.strip()) >= 32
     checks.ensure_inference_key(settings_for(tmp_path))
     assert key.read_text() == first
+
+
+async def test_a_process_lives_that_wrote_its_id(tmp_path: Path) -> None:
+    check = process_lives(tmp_path / "worker.pid")
+    assert not await check()
+    (tmp_path / "worker.pid").write_text(f"{os.getpid()}\n")
+    assert await check()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (tmp_path / "worker.pid").write_text(f"{ended.pid}\n")
+    assert not await check()
+    (tmp_path / "worker.pid").write_text("half a li")
+    assert not await check()
 
 
 def test_which_services_run(tmp_path: Path) -> None:

@@ -34,9 +34,10 @@ def free_ports(count: int) -> list[int]:
 
 
 class Stack:
-    """Supervisor, Redis, inference server with the bundled checkpoint, gateway."""
+    """Supervisor, Redis, inference server with the bundled checkpoint, gateway, workers, reconciler."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, environment: Mapping[str, str] | None = None) -> None:
+        self._extra = dict(environment or {})
         self.home = home
         self.port, self.inference_port = free_ports(2)
         self.address = f"http://127.0.0.1:{self.port}"
@@ -49,6 +50,7 @@ class Stack:
             "IGEN_HOME": str(self.home),
             "IGEN_PORT": str(self.port),
             "IGEN_INFERENCE_PORT": str(self.inference_port),
+            **self._extra,
         }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "scripts.supervise"],

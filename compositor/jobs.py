@@ -1,0 +1,234 @@
+"""The functions that RQ calls: an id in, collaborators made, a plain function called, the next job asked for.
+
+They never raise for what a row can say: RQ's own retries are not used, since the reconciler asks again for whatever
+the rows still want done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import uvloop
+from redis.exceptions import RedisError
+from sqlalchemy import func, select
+
+from compositor.errors import LeaseLostError, RunFailedError
+from compositor.ingest import ingest as ingest_feed
+from compositor.kit import open_kit
+from compositor.materials import gather_materials
+from compositor.names import OutputNamer
+from compositor.publish import publish as publish_feed
+from compositor.runlease import MOST_ATTEMPTS, RunLease, all_done
+from compositor.runs import claimable
+from compositor.snapshot import Snapshot
+from compositor.webhook import send_webhook
+from compositor.work import RunWork, work_on_chunk
+from models.db import utc_now
+from models.logs import get_logger
+from models.tables import Run, RunChunk, RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from compositor.chunks import ChunkLease
+    from compositor.compose.process import ComposeProcess
+    from compositor.kit import Kit
+    from compositor.settings import CompositorSettings
+
+SLICE_S = 10.0
+"""How long one job takes chunk after chunk of a run, before it lets other runs have the worker."""
+CHUNKS_AT_ONCE = 2
+"""While the last pictures of one chunk are composed, those of the next are fetched."""
+CHUNK_TIMEOUT_S = 600.0
+
+ENOUGH = signal.SIGUSR1
+"""Tells a job that its worker is to stop: it ends after the chunk in hand."""
+
+log = get_logger(__name__)
+
+
+class Hands:
+    """What a worker's jobs use; the worker fills it before it forks."""
+
+    settings: CompositorSettings | None = None
+    process: ComposeProcess | None = None
+
+
+def ingest(run_id: int) -> None:
+    """Read a run's feed."""
+    _run(lambda kit: ingest_run(kit, run_id))
+
+
+def compose(run_id: int) -> None:
+    """Work on a run's chunks for some seconds."""
+    _run(lambda kit: compose_run(kit, run_id))
+
+
+def publish(run_id: int) -> None:
+    """End a run."""
+    _run(lambda kit: publish_run(kit, run_id))
+
+
+def webhook(run_id: int) -> None:
+    """Tell of a run's end."""
+
+    async def work(kit: Kit) -> None:
+        await send_webhook(kit, run_id)
+
+    _run(work)
+
+
+async def ingest_run(kit: Kit, run_id: int) -> None:
+    """Take a run, read its feed, and ask for its chunks to be worked on."""
+    lease = await kit.leases.claim_ingest(run_id)
+    if lease is None:
+        return
+    if await _carry(kit, lease, lambda: ingest_feed(kit, lease)):
+        await _ask_for_more(kit, run_id)
+
+
+async def publish_run(kit: Kit, run_id: int) -> None:
+    """Take a run whose chunks are done, and end it."""
+    lease = await kit.leases.claim_publish(run_id)
+    if lease is None:
+        return
+    await _carry(kit, lease, lambda: publish_feed(kit, lease))
+    await _tell_end(kit, lease)
+
+
+async def compose_run(kit: Kit, run_id: int) -> None:
+    """Take chunk after chunk of a run until none is left or the time is up, then ask for what comes next."""
+    async with kit.db.read() as session:
+        run = await session.get(Run, run_id)
+    if run is None or run.state != RunState.COMPOSING.value:
+        return
+    snapshot = Snapshot.model_validate(run.snapshot)
+    materials = await gather_materials(kit.store, kit.settings.work_folder / "cache", snapshot)
+    sizes = snapshot.design.output_sizes(snapshot.width, snapshot.height)
+    work = RunWork(run, snapshot, materials, OutputNamer(snapshot), sizes)
+    turn = _Turn(time.monotonic() + SLICE_S)
+    asyncio.get_running_loop().add_signal_handler(ENOUGH, turn.end)
+    try:
+        async with asyncio.TaskGroup() as together:
+            for _ in range(CHUNKS_AT_ONCE):
+                together.create_task(_take_chunks(kit, work, turn))
+    finally:
+        await _ask_for_more(kit, run_id)
+
+
+class _Turn:
+    """A run's turn with this worker."""
+
+    def __init__(self, ends_at: float) -> None:
+        self._ends_at = ends_at
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self._ends_at
+
+    def end(self) -> None:
+        """Begin no other chunk."""
+        self._ends_at = 0
+
+
+async def _take_chunks(kit: Kit, work: RunWork, turn: _Turn) -> None:
+    while not turn.over:
+        lease = await kit.chunks.claim(work.run.id)
+        if lease is None or not await _one_chunk(kit, work, lease):
+            return
+
+
+async def _one_chunk(kit: Kit, work: RunWork, lease: ChunkLease) -> bool:
+    """Work on a chunk; False when it could not be finished here."""
+    folder = kit.folder / f"{lease.number}-{lease.fence}"
+    await asyncio.to_thread(folder.mkdir)
+    try:
+        async with asyncio.timeout(CHUNK_TIMEOUT_S):
+            await work_on_chunk(kit, work, lease, folder)
+    except LeaseLostError:
+        log.warning("chunk_lost", run_id=lease.run_id, chunk=lease.number, fence=lease.fence)
+        return False
+    except Exception:  # the edge of one chunk: whatever it was, somebody shall take the chunk again
+        log.exception("chunk_failed", run_id=lease.run_id, chunk=lease.number, attempts=lease.attempts)
+        await kit.chunks.release(lease)
+        return False
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    return True
+
+
+async def _ask_for_more(kit: Kit, run_id: int) -> None:
+    """What comes next for a run that is being composed: its end, or another turn. Rows say which."""
+    waiting = select(func.count()).select_from(RunChunk).where(RunChunk.run_id == run_id, claimable(utc_now()))
+    done = select(Run.id).where(Run.id == run_id, Run.state == RunState.COMPOSING.value, all_done(run_id))
+    async with kit.db.read() as session:
+        left = int(await session.scalar(waiting) or 0)
+        over = not left and await session.scalar(done) is not None
+        run = await session.get_one(Run, run_id)
+    await kit.reporter.report(run.frame_id, run_id, None, force=True)
+    try:
+        if over:
+            await asyncio.to_thread(kit.queues.publish, run_id)
+        elif left and run.state == RunState.COMPOSING.value:
+            await asyncio.to_thread(kit.queues.compose, run_id, left)
+    except RedisError as problem:  # the reconciler will ask
+        log.warning("enqueue_failed", run_id=run_id, reason=str(problem))
+
+
+async def _carry(kit: Kit, lease: RunLease, work: Callable[[], Awaitable[object]]) -> bool:
+    """Do the work of a run's lease; True when it came to its end. A failure that stays one ends the run."""
+    run_id = lease.run.id
+    try:
+        await kit.reporter.report(lease.run.frame_id, run_id, None, force=True)
+        await work()
+    except LeaseLostError:
+        log.warning("run_lost", run_id=run_id, fence=lease.fence)
+        return False
+    except RunFailedError as problem:
+        await _fail(kit, lease, problem.code, problem.message)
+        return False
+    except Exception:  # the edge of one run's step: it is tried again, some times
+        log.exception("run_step_failed", run_id=run_id, attempts=lease.attempts)
+        if lease.attempts < MOST_ATTEMPTS:
+            await kit.leases.release(lease)
+        else:
+            await _fail(kit, lease, "internal_error", "The run could not be carried on. The failure has been logged.")
+        return False
+    return True
+
+
+async def _fail(kit: Kit, lease: RunLease, code: str, message: str) -> None:
+    log.warning("run_failed", run_id=lease.run.id, code=code, reason=message)
+    ended = {"state": RunState.FAILED.value, "finished_at": utc_now(), "lease_owner": None, "lease_expires_at": None}
+    try:
+        await kit.leases.change(lease, **ended, error_code=code, error=message[:1024])
+    except LeaseLostError:
+        return
+    await _tell_end(kit, lease)
+
+
+async def _tell_end(kit: Kit, lease: RunLease) -> None:
+    run = lease.run
+    await kit.reporter.report(run.frame_id, run.id, None, force=True)
+    if not Snapshot.model_validate(run.snapshot).webhook_url:
+        return
+    try:
+        await asyncio.to_thread(kit.queues.webhook, run.id)
+    except RedisError as problem:
+        log.warning("enqueue_failed", run_id=run.id, reason=str(problem))
+
+
+def _run(work: Callable[[Kit], Awaitable[None]]) -> None:
+    settings, process = Hands.settings, Hands.process
+    if settings is None or process is None:
+        raise RuntimeError("jobs run in a worker of `python -m compositor worker`")
+
+    async def whole() -> None:
+        async with open_kit(settings, process) as kit:
+            await work(kit)
+
+    uvloop.run(whole())

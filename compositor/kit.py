@@ -1,0 +1,105 @@
+"""The collaborators of one job, made in the process that does it: connections do not survive a fork."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compositor import progress
+from compositor.chunks import Chunks
+from compositor.compose.client import ComposeClient
+from compositor.progress import Reporter
+from compositor.queue import Queues, connect
+from compositor.runlease import RunLeases
+from compositor.sources import SourceFetcher
+from models.db import Database
+from models.fetch import FetchPolicy, SafeFetcher, parse_allow_hosts
+from models.store import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from compositor.compose.process import ComposeProcess
+    from compositor.settings import CompositorSettings
+    from models.store import ObjectStore
+
+FOLDER_PREFIX = "job-"
+
+
+@dataclass(frozen=True, slots=True)
+class Kit:
+    """What jobs need. `folder` is this job's own and goes with it."""
+
+    settings: CompositorSettings
+    db: Database
+    store: ObjectStore
+    fetcher: SafeFetcher
+    sources: SourceFetcher
+    composer: ComposeClient
+    chunks: Chunks
+    leases: RunLeases
+    reporter: Reporter
+    queues: Queues
+    folder: Path
+
+
+@asynccontextmanager
+async def open_kit(settings: CompositorSettings, process: ComposeProcess) -> AsyncIterator[Kit]:
+    """Make the collaborators, and close them afterwards."""
+    async with AsyncExitStack() as stack:
+        db = Database(settings.database)
+        stack.push_async_callback(db.close)
+        policy = FetchPolicy(allow_hosts=parse_allow_hosts(settings.fetch_allow_hosts))
+        fetcher = await stack.enter_async_context(SafeFetcher(policy))
+        sources = SourceFetcher(
+            fetcher, settings.fetch_per_host, 4 * settings.fetch_per_host, max_bytes=settings.source_max_bytes
+        )
+        composer = await stack.enter_async_context(ComposeClient(process.socket_path, process))
+        publisher = progress.connect(settings.redis)
+        stack.push_async_callback(publisher.aclose)
+        queue_redis = connect(settings.redis)
+        stack.callback(queue_redis.close)
+        settings.work_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-", dir=settings.work_folder))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield Kit(
+            settings=settings,
+            db=db,
+            store=open_store(settings.store),
+            fetcher=fetcher,
+            sources=sources,
+            composer=composer,
+            chunks=Chunks(db, lease_seconds=settings.chunk_lease_seconds),
+            leases=RunLeases(db, lease_seconds=settings.chunk_lease_seconds),
+            reporter=Reporter(db, publisher),
+            queues=Queues(queue_redis),
+            folder=folder,
+        )
+
+
+async def sweep_work_folder(folder: Path) -> None:
+    """Remove the folders of jobs whose processes were killed."""
+    await asyncio.to_thread(_sweep, folder)
+
+
+def _sweep(folder: Path) -> None:
+    for left in folder.glob(f"{FOLDER_PREFIX}*"):
+        pid = left.name.removeprefix(FOLDER_PREFIX).partition("-")[0]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

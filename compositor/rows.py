@@ -1,0 +1,48 @@
+"""Statements that several modules need, the same on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.dialects import postgresql, sqlite
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Table
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+
+def changed(result: Any) -> int:
+    """How many rows a statement changed."""
+    return int(result.rowcount)
+
+
+async def insert_many(
+    session: AsyncSession, table: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]
+) -> None:
+    """Insert many rows of plain values by the driver's own bulk call: several times as fast as through statements.
+
+    Measured with 100,000 feed entries: COPY on PostgreSQL and one prepared INSERT on SQLite. JSON is given as text.
+    """
+    connection: Any = await (await session.connection()).get_raw_connection()
+    driver = connection.driver_connection
+    names = ", ".join(columns)
+    if session.get_bind().dialect.name == "sqlite":
+        places = ", ".join("?" * len(columns))
+        await driver.executemany(f"INSERT INTO {table} ({names}) VALUES ({places})", rows)  # noqa: S608 - our names
+        return
+    async with driver.cursor() as cursor, cursor.copy(f"COPY {table} ({names}) FROM STDIN") as copy:
+        for row in rows:
+            await copy.write_row(row)
+
+
+async def upsert(session: AsyncSession, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+    """Insert rows, or overwrite those with the same primary key. All rows have the same columns."""
+    if not rows:
+        return
+    kind = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
+    insert: Any = kind.insert(table)
+    keys = [column.name for column in table.primary_key]
+    new = {name: insert.excluded[name] for name in rows[0] if name not in keys}
+    await session.execute(insert.on_conflict_do_update(index_elements=keys, set_=new), list(rows))
