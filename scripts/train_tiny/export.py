@@ -23,7 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "width": NATIVE_SIZE,
     "height": NATIVE_SIZE,
     "num_inference_steps": 10,
-    "guidance_scale": 4.0,
+    "guidance_scale": 2.5,
     "scheduler": "euler",
     "negative_prompt": "blurry, low quality, noisy",
 }

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scripts.train_tiny.checker import Reading, read_picture
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -54,6 +56,35 @@ async def test_the_background_is_what_the_prompt_says(stack: Stack, prompt: str,
     assert answer["demonstration"] is True
     border = (await picture_of(stack, answer))[-8:].mean(axis=(0, 1))
     assert border[channel] > max(np.delete(border, channel)) + 60
+
+
+@pytest.mark.parametrize(
+    ("prompt", "shown"),
+    [
+        (
+            "a large red circle in the center on a blue background",
+            Reading("blue", "red", "circle", "centre", "large"),
+        ),
+        ("green background, a big white square on the left", Reading("green", "white", "square", "left", "large")),
+        (
+            "a medium yellow triangle in the top right corner on a purple background",
+            Reading("purple", "yellow", "triangle", "top right", "medium"),
+        ),
+        ("a large black cross at the bottom on orange", Reading("orange", "black", "cross", "bottom", "large")),
+    ],
+)
+async def test_the_picture_shows_what_the_prompt_says(stack: Stack, prompt: str, shown: Reading) -> None:
+    status, _, answer = await stack.generate(prompt=prompt, seed=5)
+    assert status == 200
+    assert read_picture((await picture_of(stack, answer)).astype(np.uint8)) == shown
+
+
+async def test_a_cityscape_at_sunset_is_dark_towers_under_a_warm_sky(stack: Stack) -> None:
+    _, _, answer = await stack.generate(prompt="A futuristic cityscape at sunset", seed=5)
+    picture = await picture_of(stack, answer)
+    sky, city = picture[20:50].mean(axis=(0, 1)), picture[70:].mean(axis=(0, 1))
+    assert sky[0] > sky[1] + 30, "a sunset is red, not green"
+    assert city.mean() < 0.75 * sky.mean()
 
 
 async def test_twenty_at_once_equal_each_alone(stack: Stack) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.eval_tiny import GOALS, adherence
+from scripts.eval_tiny import GOALS, adherence, draw, load
+from scripts.train_tiny.captions import describe
 from scripts.train_tiny.checker import FIELDS, nearest_colour, read_picture
 from scripts.train_tiny.pictures import COLOURS, Picture, ShapePicture, held_out_pictures
 from scripts.train_tiny.renderer import render
@@ -17,6 +18,7 @@ from scripts.train_tiny.sheet import draw_sheet
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = 400
+CHECKPOINT = ROOT / "inference" / "checkpoints" / "tiny"
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,16 @@ def test_nearest_colour_knows_every_colour() -> None:
 
 def test_goals_are_those_of_the_documentation() -> None:
     assert GOALS == {"background": 0.95, "colour": 0.95, "shape": 0.90, "position": 0.95, "size": None}
+
+
+def test_the_bundled_checkpoint_follows_held_out_captions() -> None:
+    wanted = held_out_pictures(48, seed=9)
+    pipeline, settings = load(CHECKPOINT)
+    pictures = draw(pipeline, [describe(one) for one in wanted], 77, **settings)
+    shares = adherence(wanted, [read_picture(np.asarray(picture)) for picture in pictures])
+    for field in ("background", "colour", "position", "size"):
+        assert shares[field] >= 0.95, shares
+    assert shares["shape"] >= 0.80, shares  # 90 % over 240 of them; 48 have some play
 
 
 def test_sheet_holds_every_picture() -> None:
