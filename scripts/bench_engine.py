@@ -3,10 +3,14 @@
 Eight clients in a closed loop each send a request, wait for its picture and send the next. Stock
 `StableDiffusionXLPipeline` serves them one by one (it can do nothing else safely); our engine batches them step by
 step. Rounds of the two alternate, so that a change of the machine's load meets both. Only ratios mean anything.
+
+Each contestant has a process of its own. In one process their two teams of OpenMP threads would be more threads than
+cores, libgomp would stop spinning at its barriers, and stock diffusers would run at half its speed.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import queue
 import random
 import statistics
@@ -24,10 +28,12 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from multiprocessing.connection import Connection
 
     from inference.engine.engine import BatchingEngine
-    from inference.engine.types import EngineEvent, PictureSpec
+    from inference.engine.types import EngineEvent, EngineInfo, PictureSpec
 
+STOCK = "stock, one by one"
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = ("red circle", "blue square", "green star", "yellow triangle", "city skyline at sunset", "mountains at night")
 
@@ -84,14 +90,12 @@ def closed_loop(requests: list[PictureSpec], clients: int, draw_one: Callable[[i
 
 def stock_drawer(folder: Path, dtype: Any, device: str) -> Callable[[int, PictureSpec], None]:
     """Stock diffusers in a thread of its own, first come first served: a pipeline cannot be shared."""
-    import torch  # noqa: PLC0415
-    from diffusers import StableDiffusionXLPipeline  # noqa: PLC0415
-
-    pipeline = StableDiffusionXLPipeline.from_pretrained(str(folder), dtype=dtype, local_files_only=True).to(device)
-    pipeline.set_progress_bar_config(disable=True)
     line = ThreadPoolExecutor(1)  # a lock would not be fair, and its latencies not the pipeline's
+    pipeline = line.submit(_load_stock, folder, dtype, device).result()
 
     def call(spec: PictureSpec) -> None:
+        import torch  # noqa: PLC0415
+
         pipeline(
             prompt=spec.prompt,
             negative_prompt=spec.negative_prompt,
@@ -104,6 +108,14 @@ def stock_drawer(folder: Path, dtype: Any, device: str) -> Callable[[int, Pictur
         )
 
     return lambda _index, spec: line.submit(call, spec).result()
+
+
+def _load_stock(folder: Path, dtype: Any, device: str) -> Any:
+    from diffusers import StableDiffusionXLPipeline  # noqa: PLC0415
+
+    pipeline = StableDiffusionXLPipeline.from_pretrained(str(folder), dtype=dtype, local_files_only=True).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def engine_drawer(engine: BatchingEngine) -> Callable[[int, PictureSpec], None]:
@@ -125,24 +137,84 @@ def engine_drawer(engine: BatchingEngine) -> Callable[[int, PictureSpec], None]:
     return draw
 
 
+class Contestant:
+    """One of the two in a process of its own, told which requests to serve."""
+
+    def __init__(self, kind: str, checkpoint: str, clients: int, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, kind, checkpoint, clients, threads), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.about: dict[str, Any] = self._pipe.recv()
+
+    def close(self) -> None:
+        """Let the process go."""
+        self._pipe.close()
+        self._process.join(timeout=30)
+
+    def round(self, requests: list[PictureSpec], clients: int) -> Round:
+        """Run one closed loop there."""
+        self._pipe.send((requests, clients))
+        outcome = self._pipe.recv()
+        if not isinstance(outcome, Round):
+            raise RuntimeError(f"a contestant failed: {outcome}")  # noqa: TRY004 - an outcome, not a wrong argument
+        return outcome
+
+
+def _serve(pipe: Connection, kind: str, checkpoint: str, clients: int, threads: int) -> None:
+    import torch  # noqa: PLC0415
+
+    from inference.engine.checkpoint import choose_device  # noqa: PLC0415
+    from inference.engine.factory import EngineOptions, open_engine  # noqa: PLC0415
+    from inference.engine.locate import locate  # noqa: PLC0415
+
+    if threads:
+        torch.set_num_threads(threads)
+    search = (ROOT / "inference" / "checkpoints",)
+    device = choose_device("auto")
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    about: dict[str, Any] = {"threads": torch.get_num_threads()}
+    if kind == STOCK:
+        drawer = stock_drawer(locate(checkpoint, None, search).folder, dtype, str(device))
+    else:
+        with ThreadPoolExecutor(1) as loader:  # as the server does, for the same reason as the two processes
+            options = EngineOptions(checkpoint, search=search, max_batch=clients)
+            engine = loader.submit(open_engine, options).result()
+        about |= {"info": engine.info}
+        drawer = engine_drawer(engine)
+    pipe.send(about)
+    while True:
+        try:
+            requests, many = pipe.recv()
+        except EOFError:
+            if kind != STOCK:
+                engine.close()
+            return
+        try:
+            pipe.send(closed_loop(requests, many, drawer))
+        except Exception as problem:  # noqa: BLE001 - the process's edge; the other side says it
+            pipe.send(repr(problem))
+
+
 def compare(
-    drawers: dict[str, Callable[[int, PictureSpec], None]], requests: list[PictureSpec], clients: int, rounds: int
+    contestants: dict[str, Contestant], requests: list[PictureSpec], clients: int, rounds: int
 ) -> dict[str, list[Round]]:
     """Alternate the contestants, first one first in even rounds, last one first in odd ones."""
-    results: dict[str, list[Round]] = {name: [] for name in drawers}
+    results: dict[str, list[Round]] = {name: [] for name in contestants}
     with Progress(transient=True) as progress:
-        task = progress.add_task("measuring", total=rounds * len(drawers))
+        task = progress.add_task("measuring", total=rounds * len(contestants))
         for number in range(rounds):
-            order = list(drawers) if number % 2 == 0 else list(reversed(drawers))
+            order = list(contestants) if number % 2 == 0 else list(reversed(contestants))
             for name in order:
-                results[name].append(closed_loop(requests, clients, drawers[name]))
+                results[name].append(contestants[name].round(requests, clients))
                 progress.advance(task)
     return results
 
 
 def show(console: Console, title: str, results: dict[str, list[Round]]) -> None:
     """Print medians over the rounds; the ratio is the median of each round's own ratio."""
-    base = results["stock, one by one"]
+    base = results[STOCK]
     table = Table("", "images/s", "p50 s", "p95 s", "x stock", title=title)
     for name, rounds in results.items():
         latencies = sorted(latency for each in rounds for latency in each.latencies)
@@ -165,38 +237,24 @@ def main(
     threads: Annotated[int, typer.Option(help="PyTorch threads for both; 0 leaves its default.")] = 0,
 ) -> None:
     """Compare the engine with stock diffusers called one by one."""
-    import torch  # noqa: PLC0415
-
-    from inference.engine.checkpoint import choose_device  # noqa: PLC0415
-    from inference.engine.factory import EngineOptions, open_engine  # noqa: PLC0415
-    from inference.engine.locate import locate  # noqa: PLC0415
-
-    if threads:
-        torch.set_num_threads(threads)
-    search = (ROOT / "inference" / "checkpoints",)
-    device = choose_device("auto")
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
-    engine = open_engine(EngineOptions(checkpoint, search=search, max_batch=clients))
-    drawers = {
-        "stock, one by one": stock_drawer(locate(checkpoint, None, search).folder, dtype, str(device)),
-        "engine": engine_drawer(engine),
-    }
-    width, height = engine.info.defaults.width, engine.info.defaults.height
+    contestants = {name: Contestant(name, checkpoint, clients, threads) for name in (STOCK, "engine")}
+    about = contestants["engine"].about
+    info: EngineInfo = about["info"]
+    width, height = info.defaults.width, info.defaults.height
     console = Console()
-    console.print(f"{engine.info.checkpoint} on {engine.info.device}, {engine.info.dtype}, {engine.info.versions}")
-    console.print(
-        f"{clients} clients, {requests} requests a round, {rounds} rounds, {torch.get_num_threads()} threads"
-    )
+    console.print(f"{info.checkpoint} on {info.device}, {info.dtype}, {info.versions}")
+    console.print(f"{clients} clients, {requests} requests a round, {rounds} rounds, {about['threads']} threads each")
     tables = {
         f"one size, {width}x{height}: the goal is 1.5": [(width, height)],
         "two sizes, no goal": [(width, height), (width, height * 3 // 4 // 8 * 8)],
     }
     for title, sizes in tables.items():
         work = make_requests(requests, sizes, seed=1)
-        for drawer in drawers.values():
-            closed_loop(work[:clients], clients, drawer)  # warm caches, not counted
-        show(console, title, compare(drawers, work, clients, rounds))
-    engine.close()
+        for contestant in contestants.values():
+            contestant.round(work[:clients], clients)  # warm caches, not counted
+        show(console, title, compare(contestants, work, clients, rounds))
+    for contestant in contestants.values():
+        contestant.close()
 
 
 if __name__ == "__main__":
