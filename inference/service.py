@@ -235,7 +235,11 @@ class Service:
 
 
 async def call_in_daemon_thread(work: Callable[[], Engine], name: str) -> Engine:
-    """Run blocking work on a thread that does not hold up the process's end, as asyncio's own threads would."""
+    """Run blocking work on a thread that ends with it, and does not hold up the process's end as asyncio's would.
+
+    That it ends matters: torch keeps a team of OpenMP threads for each thread that used it, and with two teams alive
+    there are more threads than cores, libgomp stops spinning at barriers, and the engine draws at half its speed.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Engine] = loop.create_future()
 
