@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 PREPARE_AT_ONCE = 16
 COMPOSE_AT_ONCE = 8
 """Products whose attempts are committed together; all of them count as tried when the worker dies meanwhile."""
-SAVE_AT_ONCE = 25
+SAVE_AT_ONCE = 100
+"""Outcomes written together; where nothing is composed that is a chunk: a transaction costs more than a product."""
 MOST_TRIES = 6
 """A product during whose composing workers died this often is failed; its own decoder dying counts to two."""
 MOST_CHUNK_ATTEMPTS = 8
