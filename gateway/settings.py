@@ -6,10 +6,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, field_validator
+from pydantic import AfterValidator, Field, SecretStr
 
-from models.db import async_url
-from models.settings import CommonSettings
+from models.service_settings import HttpUrl, ServiceSettings, check_http_url
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,15 +26,6 @@ class BackendKind(StrEnum):
     """RunPod makes its own id, so a job whose answer was lost must never be sent again."""
 
 
-def _http_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be http://host... or https://host...")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("must hold no user, password, query or fragment")
-    return value.rstrip("/")
-
-
 def _origin(value: str) -> str:
     parts = urlsplit(value)
     default = {"http": 80, "https": 443}.get(parts.scheme)
@@ -45,24 +35,15 @@ def _origin(value: str) -> str:
 
 def _origins(value: str) -> str:
     for each in filter(None, (part.strip() for part in value.split(","))):
-        _http_url(each)
+        check_http_url(each)
         if urlsplit(each).path not in ("", "/"):
             raise ValueError("an origin has no path")
     return value
 
 
-HttpUrl = Annotated[str, AfterValidator(_http_url)]
+class GatewaySettings(ServiceSettings):
+    """Variables of the gateway, beside those shared with the compositor. Times are in seconds."""
 
-
-class GatewaySettings(CommonSettings):
-    """Variables of the gateway alone. Times are in seconds."""
-
-    port: int = Field(8000, ge=0, le=65535, description="Port of the gateway.")
-    public_url: HttpUrl | None = Field(
-        None,
-        description="Address under which callers reach the gateway; links to pictures begin with it. "
-        "Default: http://127.0.0.1:<port>.",
-    )
     allowed_hosts: str = Field(
         "",
         description="Host names that requests may be addressed to, comma-separated; `*.example.org` allows every "
@@ -87,17 +68,6 @@ class GatewaySettings(CommonSettings):
     backend_max_answer_bytes: int = Field(
         64 * 1024 * 1024, ge=1024, description="Longest answer that is read from the backend, in bytes."
     )
-    database_url: SecretStr | None = Field(
-        None,
-        description="`sqlite:///path` or `postgresql://user:password@host/name`. Default: $IGEN_HOME/igen.db.",
-    )
-    redis_url: SecretStr | None = Field(
-        None, description="Redis: runs of feeds, their progress and WebSocket tickets need it; readiness reports it."
-    )
-    store_url: SecretStr | None = Field(
-        None,
-        description="Where pictures are kept: `file:///folder` or `s3://bucket/prefix`. Default: $IGEN_HOME/store.",
-    )
     media_auth: Literal["none", "owner"] = Field(
         "none", description="`none`: whoever has a picture's link may see it; `owner`: only with a key of its owner."
     )
@@ -105,14 +75,6 @@ class GatewaySettings(CommonSettings):
         64, ge=1, le=10_000, description="Callers that may wait for pictures at once; more get 503 with Retry-After."
     )
     max_body_bytes: int = Field(1024 * 1024, ge=1024, description="Longest request body, in bytes; longer gets 413.")
-    feed_max_bytes: int = Field(
-        2 * 1024**3,
-        ge=1024,
-        description="Longest feed, in bytes after decompression; a longer one fails its run, or its upload.",
-    )
-    source_max_bytes: int = Field(
-        25 * 1024**2, ge=1024, description="Largest product picture, in bytes; a larger one fails its product."
-    )
     preview_processes: int = Field(2, ge=1, le=64, description="Previews of a frame that are drawn at once.")
     generation_timeout: float = Field(
         300, gt=0, le=86_400, description="Seconds from a request to its end; then the job is cancelled and 504 sent."
@@ -126,13 +88,6 @@ class GatewaySettings(CommonSettings):
         le=3600,
         description="Seconds that running jobs get to finish after SIGTERM; recovery does the rest.",
     )
-
-    @field_validator("database_url")
-    @classmethod
-    def _known_database(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            async_url(value.get_secret_value())
-        return value
 
     @property
     def backend_rules(self) -> BackendKind:
@@ -148,21 +103,6 @@ class GatewaySettings(CommonSettings):
         key = self.backend_key.get_secret_value()
         path = self.home / "inference-key"
         return key or (path.read_text().strip() if path.is_file() else "")
-
-    @property
-    def database(self) -> str:
-        """The database's address, the default filled in."""
-        return self.database_url.get_secret_value() if self.database_url else f"sqlite:///{self.home / 'igen.db'}"
-
-    @property
-    def store(self) -> str:
-        """The store's address, the default filled in."""
-        return self.store_url.get_secret_value() if self.store_url else f"file://{(self.home / 'store').resolve()}"
-
-    @property
-    def public_base(self) -> str:
-        """What links to pictures begin with, without a slash at the end."""
-        return self.public_url or f"http://127.0.0.1:{self.port}"
 
     @property
     def origins(self) -> frozenset[str]:
