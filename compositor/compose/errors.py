@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+
+from compositor.coded import CodedError
 
 
 class ComposeCode(StrEnum):
@@ -27,17 +28,8 @@ class ComposeCode(StrEnum):
 _RETRYABLE = {ComposeCode.DECODER_DIED, ComposeCode.DECODER_TIMEOUT, ComposeCode.COMPOSER_UNAVAILABLE}
 
 
-class ComposeError(Exception):
+class ComposeError(CodedError):
     """One product failed; `code` is one of `ComposeCode`, `message` is public and in plain words."""
-
-    def __init__(self, code: str, message: str) -> None:
-        self.code = str(code)
-        self.message = message
-        super().__init__(f"{self.code}: {message}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Both arguments, so that it survives pickling."""
-        return type(self), (self.code, self.message)
 
     @property
     def retryable(self) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+
+from compositor.coded import CodedError
 
 GIBIBYTE = 1024**3
 
@@ -25,17 +26,8 @@ class FeedCode(StrEnum):
     ENCODING = "feed_encoding"
 
 
-class FeedError(Exception):
+class FeedError(CodedError):
     """The feed cannot be used; `code` is one of `FeedCode`, `message` is public and in plain words."""
-
-    def __init__(self, code: str, message: str) -> None:
-        self.code = str(code)
-        self.message = message
-        super().__init__(f"{self.code}: {message}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Both arguments, so that it survives pickling."""
-        return type(self), (self.code, self.message)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,54 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-import structlog
 
 from models.db import Database
 from models.migrations import upgrade
 from tests.support.compositor_rig import RedisProcess, Rig, Shop
+from tests.support.database import database, migrated_sqlite, plain_logs  # noqa: F401 - fixtures
 from tests.support.postgres import database_url  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
-
-
-@pytest.fixture(scope="session", autouse=True)
-def plain_logs() -> None:
-    """structlog's own default draws coloured tracebacks with every local, which takes seconds."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ]
-    )
-
-
-@pytest.fixture(scope="session")
-def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "igen.db"
-
-    async def make() -> None:
-        db = Database(f"sqlite:///{path}")
-        await upgrade(db)
-        await db.close()
-
-    asyncio.run(make())
-    return path
-
-
-@pytest.fixture
-def database(tmp_path: Path, migrated_sqlite: Path) -> str:
-    """A fresh SQLite database."""
-    shutil.copy(migrated_sqlite, tmp_path / "igen.db")
-    return f"sqlite:///{tmp_path}/igen.db"
 
 
 @pytest.fixture
@@ -76,7 +41,7 @@ async def shop() -> AsyncIterator[Shop]:
 
 
 @pytest.fixture
-async def rig(tmp_path: Path, database: str, shop: Shop, redis: RedisProcess) -> AsyncIterator[Rig]:
+async def rig(tmp_path: Path, database: str, shop: Shop, redis: RedisProcess) -> AsyncIterator[Rig]:  # noqa: F811 - the fixture
     running = Rig(tmp_path, database, shop, redis)
     yield running
     await running.close()

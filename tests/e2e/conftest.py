@@ -4,18 +4,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.stack import Stack
+from tests.support.stack import running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.support.stack import Stack
+
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    made = Stack(tmp_path_factory.mktemp("igen"))
-    try:
-        made.start()
+    with running(tmp_path_factory.mktemp("igen")) as made:
         yield made
-    finally:
-        code = made.stop()
-    assert code == 0, made.output

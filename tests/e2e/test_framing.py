@@ -16,10 +16,12 @@ from lxml import etree
 from PIL import Image
 
 from tests.support.shop import Product, Shop, draw
-from tests.support.stack import Stack
+from tests.support.stack import running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.support.stack import Stack
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -79,13 +81,8 @@ def street() -> Iterator[Street]:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, street: Street) -> Iterator[Stack]:
-    made = Stack(tmp_path_factory.mktemp("igen"), {"IGEN_FETCH_ALLOW_HOSTS": street.shop.host})
-    try:
-        made.start()
+    with running(tmp_path_factory.mktemp("igen"), {"IGEN_FETCH_ALLOW_HOSTS": street.shop.host}) as made:
         yield made
-    finally:
-        code = made.stop()
-    assert code == 0, made.output
 
 
 def frame_picture() -> bytes:

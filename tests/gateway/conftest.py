@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import shutil
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
-import structlog
 from sqlalchemy import select
 
 from gateway.app import create_app
@@ -23,10 +21,10 @@ from gateway.keys import Keys
 from gateway.server import GatewayServer
 from gateway.settings import GatewaySettings
 from models.db import Database
-from models.migrations import upgrade
 from models.tables import Generation, RequestLog
 from tests.fakes_composer import FakeComposer
 from tests.support.compositor_rig import RedisProcess
+from tests.support.database import database, migrated_sqlite, plain_logs  # noqa: F401 - fixtures
 from tests.support.fake_backend import FakeBackend, png
 from tests.support.postgres import database_url  # noqa: F401 - a fixture
 
@@ -170,39 +168,6 @@ async def until(condition: Callable[[], Any], seconds: float = 10) -> None:
             await asyncio.sleep(0.02)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def plain_logs() -> None:
-    """structlog's own default draws coloured tracebacks with every local, which takes seconds."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ]
-    )
-
-
-@pytest.fixture(scope="session")
-def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "igen.db"
-
-    async def make() -> None:
-        db = Database(f"sqlite:///{path}")
-        await upgrade(db)
-        await db.close()
-
-    asyncio.run(make())
-    return path
-
-
-@pytest.fixture
-def database(tmp_path: Path, migrated_sqlite: Path) -> str:
-    """A fresh database. Modules that must hold on both kinds override this with `database_url`."""
-    shutil.copy(migrated_sqlite, tmp_path / "igen.db")
-    return f"sqlite:///{tmp_path}/igen.db"
-
-
 @pytest.fixture
 async def backend() -> AsyncIterator[FakeBackend]:
     fake = FakeBackend()
@@ -212,7 +177,7 @@ async def backend() -> AsyncIterator[FakeBackend]:
 
 
 @pytest.fixture
-async def key(database: str, tmp_path: Path) -> str:
+async def key(database: str, tmp_path: Path) -> str:  # noqa: F811 - the fixture
     db = Database(database)
     path = await initialise(db, tmp_path)
     await db.close()
@@ -220,7 +185,7 @@ async def key(database: str, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-async def other_key(database: str, key: str) -> str:
+async def other_key(database: str, key: str) -> str:  # noqa: F811 - the fixture
     """A key of another owner."""
     db = Database(database)
     keys = Keys(db)
@@ -233,7 +198,7 @@ StartGateway = Callable[..., Awaitable[RunningGateway]]
 
 
 @pytest.fixture
-async def start_gateway(database: str, key: str, backend: FakeBackend, tmp_path: Path) -> AsyncIterator[StartGateway]:
+async def start_gateway(database: str, key: str, backend: FakeBackend, tmp_path: Path) -> AsyncIterator[StartGateway]:  # noqa: F811 - the fixture
     """Starts gateways over the one database; keyword arguments override settings."""
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))

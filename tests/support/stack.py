@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).resolve().parents[2]
 CURL = re.compile(r"^\s*(curl .*)$", re.MULTILINE)
@@ -31,6 +32,18 @@ def free_ports(count: int) -> list[int]:
     for each in sockets:
         each.close()
     return ports
+
+
+@contextmanager
+def running(home: Path, environment: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """The whole product until the end of the block, which it must leave with exit code 0."""
+    stack = Stack(home, environment)
+    try:
+        stack.start()
+        yield stack
+    finally:
+        code = stack.stop()
+    assert code == 0, stack.output
 
 
 class Stack:
