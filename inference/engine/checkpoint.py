@@ -8,15 +8,17 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from inference.engine.attention import choose_attention
 from inference.engine.locate import locate
+from inference.engine.memory import choose_mode, free_bytes, needs_of
 from inference.engine.metadata import read_metadata
 from inference.engine.parts import load_parts
-from inference.engine.samplers import resolve_name
+from inference.engine.samplers import Samplers
+from inference.engine.schedulers import ALIASES, resolve_name
 from inference.engine.types import CheckpointError, EngineInfo, UnknownSchedulerError
 from inference.engine.weights import fingerprint
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from inference.engine.locate import Located
+    from inference.engine.memory import MemoryMode
     from inference.engine.metadata import Metadata
     from inference.engine.parts import Parts
 
@@ -33,25 +36,41 @@ log = logging.getLogger(__name__)
 REPORTED = ("torch", "diffusers", "transformers", "safetensors", "xformers")
 MAX_MESSAGE = 600
 
+Kind = Literal["base", "refiner"]
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A loaded checkpoint: modules in eval mode on `device`, `unet` in `dtype`, `vae` perhaps in fp32."""
+    """A loaded checkpoint: modules in eval mode on `device`, `unet` in `dtype`, `vae` perhaps in fp32.
+
+    A refiner has one tokenizer and text encoder, the second. `wants_aesthetics`: its UNet is told a score of beauty
+    in place of the target size. `weight_bytes` are those of all modules.
+    """
 
     unet: Any
     vae: Any
-    tokenizers: tuple[Any, Any]
-    text_encoders: tuple[Any, Any]
+    tokenizers: tuple[Any, ...]
+    text_encoders: tuple[Any, ...]
     scheduler_config: Mapping[str, Any]
     zero_empty_prompt: bool
     latent_channels: int
     device: torch.device
     dtype: torch.dtype
     info: EngineInfo
+    memory_mode: MemoryMode = "resident"
+    wants_aesthetics: bool = False
+    weight_bytes: int = 0
 
 
 def load_checkpoint(
-    name: str, revision: str | None, search: tuple[Path, ...], *, device: str = "auto", attention: str = "auto"
+    name: str,
+    revision: str | None,
+    search: tuple[Path, ...],
+    *,
+    device: str = "auto",
+    attention: str = "auto",
+    memory_mode: str = "auto",
+    kind: Kind = "base",
 ) -> Checkpoint:
     """Load by name; see `locate` for what a name may be. fp16 on CUDA, fp32 on a CPU.
 
@@ -60,40 +79,53 @@ def load_checkpoint(
 
     """
     try:
-        return _load(name, revision, search, device, attention)
+        target = choose_device(device)
+        located = locate(name, revision, search, half=dtype_on(target) == torch.float16, kind=kind)
+        return _load(located, target, attention, memory_mode)
     except CheckpointError as problem:
         # paths and the libraries' own messages may hold line breaks; a log line and a health answer may not
         raise CheckpointError(re.sub(r"\s+", " ", str(problem)).strip()[:MAX_MESSAGE]) from problem
 
 
-def _load(name: str, revision: str | None, search: tuple[Path, ...], device: str, attention: str) -> Checkpoint:
-    target = choose_device(device)
-    dtype = torch.float16 if target.type == "cuda" else torch.float32
-    located = locate(name, revision, search, half=dtype == torch.float16)
+def _load(located: Located, target: torch.device, attention: str, memory_mode: str) -> Checkpoint:
+    dtype = dtype_on(target)
     described = read_metadata(located.name, located.folder)
     _check_scheduler(described)
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(weights_sha256, located)  # reads the files while they are being loaded
         parts = load_parts(located, dtype)
+        size = sum(_bytes_of(module) for module in _modules(parts))
+        mode = _choose_mode(memory_mode, parts, described, target)
         try:
-            _place(parts, target, dtype)
+            _place(parts, target, dtype, mode)
         except torch.OutOfMemoryError:
             raise CheckpointError(f"{located.name} does not fit into the memory of {target}") from None
         used = choose_attention(parts.unet, attention, target)
-        info = _describe(described, digest.result(), device=target, dtype=dtype, attention=used)
-    log.info("checkpoint %s loaded on %s in %s with %s attention", info.checkpoint, info.device, info.dtype, used)
+        config = {**parts.scheduler_config, **described.scheduler_overrides}
+        info = describe(described, config, device=target, sha256=digest.result(), attention=used, mode=mode)
+    log.info(
+        "checkpoint %s loaded on %s in %s with %s attention, %s", info.checkpoint, info.device, info.dtype, used, mode
+    )
     return Checkpoint(
         unet=parts.unet,
         vae=parts.vae,
-        tokenizers=parts.tokenizers,
-        text_encoders=(parts.text_encoder, parts.text_encoder_2),
-        scheduler_config=parts.scheduler_config,
+        tokenizers=parts.used_tokenizers,
+        text_encoders=parts.used_encoders,
+        scheduler_config=config,
         zero_empty_prompt=parts.zero_empty_prompt,
         latent_channels=int(parts.unet.config.in_channels),
         device=target,
         dtype=dtype,
         info=info,
+        memory_mode=mode,
+        wants_aesthetics=parts.requires_aesthetics_score,
+        weight_bytes=size,
     )
+
+
+def dtype_on(device: torch.device) -> torch.dtype:
+    """The precision of a device's weights."""
+    return torch.float16 if device.type == "cuda" else torch.float32
 
 
 def choose_device(name: str) -> torch.device:
@@ -117,32 +149,62 @@ def _check_scheduler(described: Metadata) -> None:
         raise CheckpointError(f"{described.name}: igen.json: {problem}") from None
 
 
-def _place(parts: Parts, device: torch.device, dtype: torch.dtype) -> None:
+def _choose_mode(wanted: str, parts: Parts, described: Metadata, device: torch.device) -> MemoryMode:
+    """Before the weights are on the device. Reckons with one guided picture of the checkpoint's own size."""
+    free = free_bytes(device)
+    needs = None
+    if free is not None:
+        size = {"height": described.defaults.height, "width": described.defaults.width}
+        needs = needs_of(parts.unet, parts.used_encoders, parts.vae, **size, rows=2)
+    return choose_mode(wanted, free, needs)
+
+
+def _modules(parts: Parts) -> list[Any]:
+    found = (parts.unet, parts.vae, parts.text_encoder, parts.text_encoder_2)
+    return [module for module in found if module is not None]
+
+
+def _bytes_of(module: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _place(parts: Parts, device: torch.device, dtype: torch.dtype, mode: MemoryMode = "resident") -> None:
     # a VAE that says itself that fp16 overflows stays in fp32, for good: moving it for every picture is slow
     upcast = dtype == torch.float16 and parts.vae.config.force_upcast
-    for part in (parts.unet, parts.text_encoder, parts.text_encoder_2):
-        part.requires_grad_(requires_grad=False).eval().to(device=device, dtype=dtype)
-    parts.vae.requires_grad_(requires_grad=False).eval().to(device=device, dtype=torch.float32 if upcast else dtype)
+    waiting = torch.device("cpu") if mode == "offload" else device
+    for part in _modules(parts):
+        where = device if part is parts.unet else waiting
+        precision = torch.float32 if part is parts.vae and upcast else dtype
+        part.requires_grad_(requires_grad=False).eval().to(device=where, dtype=precision)
     # convolutions run faster with channels last, on CPUs through oneDNN and on tensor cores
     parts.unet.to(memory_format=torch.channels_last)
     parts.vae.to(memory_format=torch.channels_last)
 
 
-def _describe(
-    described: Metadata, digest: str, *, device: torch.device, dtype: torch.dtype, attention: str
+def describe(
+    described: Metadata,
+    scheduler_config: Mapping[str, Any],
+    *,
+    device: torch.device,
+    sha256: str = "",
+    attention: str = "",
+    mode: MemoryMode = "resident",
 ) -> EngineInfo:
+    """What is told of a checkpoint; `sha256` and `attention` are empty where it has not been loaded."""
     versions = {name: found for name in REPORTED if (found := _version(name))}
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return EngineInfo(
         checkpoint=described.name,
-        sha256=digest,
+        sha256=sha256,
         demonstration=described.demonstration,
         device=device_name,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(dtype_on(device)).removeprefix("torch."),
         attention=attention,
         defaults=described.defaults,
-        schedulers=(),
+        schedulers=Samplers(scheduler_config).names,
+        scheduler_aliases=tuple(sorted(ALIASES)),
         versions={"python": platform.python_version(), **versions},
+        memory_mode=mode,
     )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from inference.engine.slots import GroupKey
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from inference.engine.slots import GroupKey, Slot, Ticket
+    from inference.engine.slots import Slot, Ticket
 
 
 def choose_members(running: Sequence[Slot], max_batch: int, max_rows: int) -> list[Slot]:
@@ -28,13 +30,24 @@ def choose_members(running: Sequence[Slot], max_batch: int, max_rows: int) -> li
     return sorted(members, key=lambda slot: slot.serial)  # a steady order lets the batch's tensors be kept
 
 
+def key_of(ticket: Ticket, index: int, alone: int = 0) -> GroupKey:
+    """The group that a waiting picture would join, as far as its specification tells: bucket and tokens are 0."""
+    spec = ticket.job.pictures[index]
+    loras = tuple((use.name, use.scale) for use in spec.loras)
+    return GroupKey(spec.height, spec.width, alone, 0, spec.checkpoint, loras)
+
+
+def _alike(first: GroupKey, second: GroupKey) -> bool:
+    """Whether two groups differ at most in their buckets and in the length of their texts."""
+    return replace(first, bucket=0, tokens=0) == replace(second, bucket=0, tokens=0)
+
+
 def group_size(running: Iterable[Slot], ticket: Ticket, index: int) -> int:
     """How many slots compete with this picture for its group's places."""
-    spec = ticket.job.pictures[index]
     if ticket.job.strict:
         return sum(1 for slot in running if slot.key.alone)
-    size = (spec.height, spec.width)
-    return sum(1 for slot in running if not slot.key.alone and (slot.key.height, slot.key.width) == size)
+    key = key_of(ticket, index)
+    return sum(1 for slot in running if _alike(slot.key, key))
 
 
 def choose_bucket(
@@ -70,7 +83,6 @@ def rows_waiting_for(key: GroupKey, waiting: Iterable[tuple[Ticket, int]]) -> in
     """Rows of the waiting pictures that could be batched with a slot of this group."""
     rows = 0
     for ticket, index in waiting:
-        spec = ticket.job.pictures[index]
-        if not ticket.job.strict and (spec.height, spec.width) == (key.height, key.width):
-            rows += 2 if spec.guided else 1
+        if not ticket.job.strict and _alike(key_of(ticket, index), key):
+            rows += 2 if ticket.job.pictures[index].guided else 1
     return rows

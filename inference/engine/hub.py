@@ -6,26 +6,24 @@ Only the files that will be loaded are fetched, never code and never pickles.
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inference.engine.layout import SCHEDULER_CONFIG, TOKENIZERS, check_folder, check_index, choose_weights
+from inference.engine.catalogue import COMMIT
+from inference.engine.layout import SCHEDULER_CONFIG, check_folder, check_index, choose_weights
 from inference.engine.libraries import quiet_libraries
 from inference.engine.types import CheckpointError
-from inference.engine.weights import STEMS, candidates, read_json, shards_of
+from inference.engine.weights import candidates, read_json, shards_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from inference.engine.layout import Layout
+
 log = logging.getLogger(__name__)
 
-HUB_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*$")
-COMMIT = re.compile(r"^[0-9a-f]{40}$")
-
-CONFIGS = (SCHEDULER_CONFIG, *(f"{part}/config.json" for part in STEMS))
 VOCABULARY = (
     "tokenizer_config.json",
     "tokenizer.json",
@@ -34,8 +32,17 @@ VOCABULARY = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-OPTIONAL = ("igen.json", *(f"{tokenizer}/{file}" for tokenizer in TOKENIZERS for file in VOCABULARY))
 SMALL_FILE_S = 60.0  # the library's own retries of a hub that does not answer add up to several minutes
+
+
+def required_files(layout: Layout) -> tuple[str, ...]:
+    """Files that a checkpoint must have beside its `model_index.json` and its weights."""
+    return (SCHEDULER_CONFIG, *(f"{part}/config.json" for part in layout.parts))
+
+
+def optional_files(layout: Layout) -> tuple[str, ...]:
+    """Files that are read where a checkpoint has them."""
+    return ("igen.json", *(f"{tokenizer}/{file}" for tokenizer in layout.tokenizers for file in VOCABULARY))
 
 
 def find_cached(name: str, revision: str | None, search: tuple[Path, ...]) -> Path | None:
@@ -81,22 +88,22 @@ def fetch(name: str, revision: str, *, weights: bool = True) -> Path:
         return cached.parent
     log.info("fetching %s at %s from the hub", name, revision)
     index = _required(name, revision, "model_index.json")
-    check_index(name, read_json(index))
-    for file in CONFIGS:
+    layout = check_index(name, read_json(index))
+    for file in required_files(layout):
         _required(name, revision, file)
-    for file in OPTIONAL:
+    for file in optional_files(layout):
         _get(name, revision, file)
     check_folder(name, index.parent)
-    for part in STEMS if weights else ():
+    for part in layout.parts if weights else ():
         _fetch_weights(name, revision, part)
     return index.parent
 
 
 def _is_whole(name: str, folder: Path, *, weights: bool) -> bool:
     try:
-        check_folder(name, folder)
+        layout = check_folder(name, folder)
         if weights:
-            choose_weights(name, folder, half=True)
+            choose_weights(name, folder, layout, half=True)
     except CheckpointError as problem:
         log.info("the cached %s is not whole: %s", name, problem)
         return False

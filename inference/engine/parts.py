@@ -14,18 +14,23 @@ import torch
 from inference.engine.layout import SCHEDULER_CONFIG
 from inference.engine.libraries import quiet_libraries
 from inference.engine.types import CheckpointError
-from inference.engine.weights import STEMS, read_json
+from inference.engine.weights import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from inference.engine.layout import Kind
     from inference.engine.locate import Located
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a picture is drawn with, on the CPU as loaded."""
+    """What a picture is drawn with, on the CPU as loaded.
+
+    A refiner's `text_encoder` is None, and so is its first tokenizer. A checkpoint that `requires_aesthetics_score`
+    takes five numbers beside the prompt: original height and width, the crop's top and left, and the score.
+    """
 
     unet: Any
     vae: Any
@@ -34,6 +39,18 @@ class Parts:
     tokenizers: tuple[Any, Any]
     scheduler_config: Mapping[str, Any]
     zero_empty_prompt: bool
+    kind: Kind = "base"
+    requires_aesthetics_score: bool = False
+
+    @property
+    def used_tokenizers(self) -> tuple[Any, ...]:
+        """Two, or a refiner's one."""
+        return tuple(tokenizer for tokenizer in self.tokenizers if tokenizer is not None)
+
+    @property
+    def used_encoders(self) -> tuple[Any, ...]:
+        """Two, or a refiner's one; the last one projects."""
+        return (self.text_encoder_2,) if self.text_encoder is None else (self.text_encoder, self.text_encoder_2)
 
 
 def load_parts(located: Located, dtype: torch.dtype) -> Parts:
@@ -45,18 +62,22 @@ def load_parts(located: Located, dtype: torch.dtype) -> Parts:
     """
     quiet_libraries()
     index = read_json(located.folder / "model_index.json")
-    tokenizers = (_tokenizer(located, "tokenizer"), _tokenizer(located, "tokenizer_2"))
+    layout = located.layout
+    first = _tokenizer(located, "tokenizer") if "tokenizer" in layout.tokenizers else None
+    tokenizers = (first, _tokenizer(located, "tokenizer_2"))
     upcast = read_json(located.folder / "vae" / "config.json").get("force_upcast", True)
-    dtypes = dict.fromkeys(STEMS, dtype) | {"vae": torch.float32 if upcast else dtype}
+    dtypes = dict.fromkeys(layout.parts, dtype) | {"vae": torch.float32 if upcast else dtype}
     if located.single_file is None:
-        modules = {part: _from_folder(located, part, dtypes[part]) for part in STEMS}
+        modules = {part: _from_folder(located, part, dtypes[part]) for part in layout.parts}
     else:
         modules = _from_single_file(located, located.single_file, tokenizers, dtypes)
     return Parts(
-        **modules,
+        **{"text_encoder": None, **modules},
         tokenizers=tokenizers,
-        scheduler_config=_scheduler_config(located),
+        scheduler_config=read_scheduler_config(located),
         zero_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", True)),
+        kind=layout.kind,
+        requires_aesthetics_score=layout.requires_aesthetics_score,
     )
 
 
@@ -109,10 +130,11 @@ def _from_single_file(
             image_encoder=None,
             feature_extractor=None,
             add_watermarker=False,
-            dtype=dtypes["text_encoder"],
+            dtype=dtypes["text_encoder_2"],
+            **({} if "text_encoder" in dtypes else {"text_encoder": None}),
             **options,
         )
-    modules = {part: getattr(pipeline, part) for part in STEMS}
+    modules = {part: getattr(pipeline, part) for part in dtypes}
     for part, module in modules.items():
         # what the file lacks has no storage, which diffusers notices in its own classes alone
         _refuse_missing(located, part, [name for name, tensor in module.state_dict().items() if tensor.is_meta])
@@ -133,7 +155,7 @@ def _tokenizer(located: Located, part: str) -> Any:
         return CLIPTokenizer.from_pretrained(str(located.folder / part), local_files_only=True)
 
 
-def _scheduler_config(located: Located) -> dict[str, Any]:
+def read_scheduler_config(located: Located) -> dict[str, Any]:
     """All settings of the checkpoint's scheduler, its class's defaults included."""
     import diffusers  # noqa: PLC0415 - as above
 

@@ -1,139 +1,219 @@
-"""Schedulers, one private copy per picture.
+"""Samplers: where each picture stands in its noise schedule, and a step for a whole batch of them.
 
 diffusers' schedulers keep the step index in themselves, so a shared one breaks under concurrency. Each slot owns a
-`Sampler`: Euler's arithmetic is simple enough to be done for a whole batch in a few tensor operations; every other
-scheduler runs diffusers' own `step` on the slot's own copy.
+`Sampler`, a place in a `Schedule` that is shared. Where the solver is one of `solvers.py`, pictures at different
+steps of different schedules move together in a few tensor operations; every other scheduler runs diffusers' own
+`step` on the slot's own copy.
 """
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-)
+from diffusers import PNDMScheduler
 
+from inference.engine.schedulers import ALIASES, KINDS, SchedulerKind, resolve_name
+from inference.engine.schedules import Schedule, own_scheduler, plms_from, read_schedule, template
 from inference.engine.types import UnknownSchedulerError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor
 
+__all__ = ["ALIASES", "KINDS", "Sampler", "Samplers", "SchedulerKind", "resolve_name", "scale_inputs", "step_all"]
 
-@dataclass(frozen=True, slots=True)
-class SchedulerKind:
-    """A name on the wire: the diffusers class behind it, what it changes in the checkpoint's own settings."""
-
-    cls: type[Any]
-    overrides: Mapping[str, Any]
-
-
-KINDS: dict[str, SchedulerKind] = {
-    "euler": SchedulerKind(EulerDiscreteScheduler, {}),
-    "euler_a": SchedulerKind(EulerAncestralDiscreteScheduler, {}),
-    "ddim": SchedulerKind(DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),
-    "dpmpp_2m": SchedulerKind(DPMSolverMultistepScheduler, {"use_karras_sigmas": False, "euler_at_final": True}),
-    "dpmpp_2m_karras": SchedulerKind(
-        DPMSolverMultistepScheduler, {"use_karras_sigmas": True, "euler_at_final": True}
-    ),
-}
-
-# worker-sdxl's and A1111's names for the same things, compared in lower case
-ALIASES = {
-    "k_euler": "euler",
-    "k_euler_ancestral": "euler_a",
-    "euler a": "euler_a",
-    "euler_ancestral": "euler_a",
-    "dpmsolvermultistep": "dpmpp_2m",
-    "dpm++ 2m": "dpmpp_2m",
-    "dpm++ 2m karras": "dpmpp_2m_karras",
-}
-
-
-def resolve_name(name: str) -> str:
-    """Our name for a scheduler given by any of its names.
-
-    Raises:
-        UnknownSchedulerError: naming the schedulers that there are.
-
-    """
-    lowered = name.strip().lower()
-    known = ALIASES.get(lowered, lowered)
-    if known not in KINDS:
-        raise UnknownSchedulerError(f"scheduler '{name}' is not one of {', '.join(KINDS)}")
-    return known
+KEPT_SCHEDULES = 128  # a schedule is a few kilobytes
+SECOND_ORDER = 2
 
 
 class Samplers:
     """Makes samplers for one checkpoint, honouring its prediction type, betas and timestep spacing."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """`config` is the checkpoint's `scheduler_config.json`."""
-        self._templates = {name: self._template(kind, dict(config)) for name, kind in KINDS.items()}
-
-    @staticmethod
-    def _template(kind: SchedulerKind, config: dict[str, Any]) -> Any:
-        # a sampler named by the request decides these itself; the checkpoint's file may carry another one's choice
-        for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "_class_name"):
-            config.pop(key, None)
-        return kind.cls.from_config(config, **kind.overrides)
+        """`config` is the checkpoint's `scheduler_config.json`, with what `igen.json` overrides in it."""
+        self._refused = {name: why for name, kind in KINDS.items() if (why := kind.refusal(config))}
+        self._templates = {name: template(kind, config) for name, kind in KINDS.items() if name not in self._refused}
+        self._schedules: dict[tuple[str, int], Schedule] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
         """Every scheduler that this checkpoint can be drawn with."""
         return tuple(self._templates)
 
-    def make(self, name: str, steps: int, device: torch.device) -> Sampler:
-        """A fresh sampler set to `steps` steps.
+    def resolve(self, name: str, spacing: str = "") -> str:
+        """Our name for a scheduler given by any of its names; `spacing` as in `resolve_name`.
 
         Raises:
-            UnknownSchedulerError: the name is not known.
+            UnknownSchedulerError: the name is not known, or this checkpoint cannot be drawn with it; names those that
+                can.
 
         """
-        scheduler = copy.deepcopy(self._templates[resolve_name(name)])
-        scheduler.set_timesteps(steps, device=device)
-        return Sampler(scheduler)
+        known = resolve_name(name, spacing)
+        if known in self._refused:
+            raise UnknownSchedulerError(
+                f"scheduler '{name}' cannot be used with this checkpoint: {self._refused[known]}; "
+                f"those that can are {', '.join(self._templates)}"
+            )
+        return known
+
+    def make(self, name: str, steps: int, device: torch.device) -> Sampler:  # noqa: ARG002 - numbers live on the host
+        """A fresh sampler set to `steps` steps, at the beginning of its schedule.
+
+        Raises:
+            UnknownSchedulerError: as `resolve`.
+
+        """
+        known = self.resolve(name)
+        kind = KINDS[known]
+        scheduler = None if kind.solver else own_scheduler(self._templates[known], steps)
+        return Sampler(self._schedule(known, kind, steps), scheduler)
+
+    def _schedule(self, name: str, kind: SchedulerKind, steps: int) -> Schedule:
+        found = self._schedules.get((name, steps))
+        if found is None:
+            while len(self._schedules) >= KEPT_SCHEDULES:
+                del self._schedules[next(iter(self._schedules))]
+            found = read_schedule(own_scheduler(self._templates[name], steps), kind, steps)
+            self._schedules[name, steps] = found
+        return found
 
 
 class Sampler:
     """The noise schedule of one picture and where it stands in it.
 
-    `timesteps` may be longer than the steps asked for where a scheduler's order needs more calls.
+    `timesteps` are those of the calls to make, from where the picture begins to where it ends; `index` counts the
+    calls made. There may be more calls than steps asked for where a scheduler's order needs more. The methods that
+    choose the beginning and the end are for before the first step, the beginning first.
     """
 
-    def __init__(self, scheduler: Any) -> None:
-        """Take over `scheduler`, whose timesteps are set already."""
+    def __init__(self, schedule: Schedule, scheduler: Any = None) -> None:
+        """`scheduler` is diffusers' own, set to the same steps and taken over, where the schedule has no solver."""
+        self.schedule = schedule
         self.scheduler = scheduler
-        self.timesteps: list[float] = [float(value) for value in scheduler.timesteps]
-        self.init_noise_sigma = float(scheduler.init_noise_sigma)
+        self.timesteps: list[float] = list(schedule.timesteps)
+        self.levels: list[tuple[float, float]] = list(schedule.levels)
+        self.history: list[Tensor] = []
         self.index = 0
-        self.is_euler = type(scheduler) is EulerDiscreteScheduler
-        self.sigmas: list[float] = [float(value) for value in scheduler.sigmas] if self.is_euler else []
+        self._begin_with(0)
 
     @property
     def steps(self) -> int:
-        """Calls of the UNet that the picture needs."""
+        """Calls of the UNet that the picture needs, from its beginning to its end."""
         return len(self.timesteps)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every call was made."""
+        return self.index >= self.steps
 
     @property
     def prediction_type(self) -> str:
         """`epsilon`, `v_prediction` or `sample`."""
-        return str(self.scheduler.config.prediction_type)
+        return self.schedule.prediction
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """What noise of variance one is multiplied by to begin a whole schedule without a picture."""
+        return self.schedule.init_noise_sigma
+
+    # ---- the part of the schedule that is drawn
+
+    def begin_at(self, strength: float) -> None:
+        """Leave out the first steps so that `strength` of them are drawn, at least one (diffusers' img2img)."""
+        drawn = max(1, min(int(self.schedule.steps * strength), self.schedule.steps))
+        left_out = self.schedule.steps - drawn
+        if isinstance(self.scheduler, PNDMScheduler):
+            self._begin_plms(left_out)
+        else:
+            self._begin_with(left_out * self.schedule.order)
+
+    def begin_after(self, noise_frac: float) -> None:
+        """Leave out the steps of the first `noise_frac` of the noise (diffusers' `denoising_start`); one is kept."""
+        cutoff = self._cutoff(noise_frac)
+        if isinstance(self.scheduler, PNDMScheduler):
+            left_out = len({timestep for timestep in self.timesteps if timestep >= cutoff})  # one stands twice
+            self._begin_plms(min(left_out, self.schedule.steps - 1))
+            return
+        drawn = sum(timestep < cutoff for timestep in self.timesteps)
+        if self.schedule.order == SECOND_ORDER and drawn % 2 == 0:
+            drawn += 1  # or the schedule would be cut between the two halves of a step
+        self._begin_with(self.steps - max(1, drawn))
+
+    def end_before(self, noise_frac: float) -> None:
+        """Leave out the steps after the first `noise_frac` of the noise (diffusers' `denoising_end`); one is kept."""
+        cutoff = self._cutoff(noise_frac)
+        self.timesteps = self.timesteps[: max(1, sum(timestep >= cutoff for timestep in self.timesteps))]
+
+    def _cutoff(self, noise_frac: float) -> int:
+        trained = self.schedule.train_timesteps
+        return round(trained - noise_frac * trained)
+
+    def _begin_with(self, call: int) -> None:
+        self._begin = call  # counted from the whole schedule's first
+        self.timesteps, self.levels = self.timesteps[call:], self.levels[call:]
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(call)
+
+    def _begin_plms(self, step: int) -> None:
+        if not step:
+            return
+        plms_from(self.scheduler, step)
+        self.timesteps = [float(value) for value in self.scheduler.timesteps]
+        known = dict(zip(self.schedule.timesteps, self.schedule.levels, strict=True))
+        self.levels = [known[timestep] for timestep in self.timesteps]
+
+    # ---- noise on a picture that is there already
+
+    def add_noise(self, latents: Tensor, noise: Tensor) -> Tensor:
+        """A picture's latents as they would be where this sampler begins. Any shape, both the same."""
+        return self._at(0, latents, noise)
+
+    def noised(self, latents: Tensor, noise: Tensor) -> Tensor:
+        """A picture's latents as they would be after the calls made so far; without noise after the schedule's last.
+
+        Inpainting keeps what lies outside the mask by putting this in its place after every step.
+        """
+        return self._at(self.index, latents, noise)
+
+    def _at(self, call: int, latents: Tensor, noise: Tensor) -> Tensor:
+        if call >= len(self.levels):
+            return latents
+        kept, share = self.levels[call]
+        return kept * latents + share * noise
+
+    # ---- one step
+
+    def input_scale(self) -> float:
+        """What the latents are multiplied by for the UNet's next call."""
+        if not self.schedule.scales_input:
+            return 1.0
+        sigma = self.levels[self.index][1]
+        return float((sigma**2 + 1) ** -0.5)
+
+    def row(self) -> tuple[float, ...]:
+        """The numbers of the next call; see `solvers.Row`."""
+        return self.schedule.row(self._begin + self.index, len(self.history))
+
+    def remember(self, output: Tensor) -> None:
+        """Keep what the next calls look back at."""
+        if self.schedule.remembers:
+            self.history = [output, *self.history][: self.schedule.remembers]
+
+    def step_alone(self, output: Tensor, latents: Tensor) -> Tensor:
+        """One step by diffusers, for a schedule without a solver; none of those add noise. float32 [1, 4, h, w]."""
+        timestep = self.scheduler.timesteps[self._begin + self.index]
+        stepped: Tensor = self.scheduler.step(output, timestep, latents, return_dict=False)[0]
+        return stepped
 
 
 def scale_inputs(samplers: Sequence[Sampler], latents: Tensor) -> Tensor:
     """Each picture's latents as the UNet wants them at its step. float32 [n, 4, h, w] in and out."""
-    if all(sampler.is_euler for sampler in samplers):
-        sigma = _column([sampler.sigmas[sampler.index] for sampler in samplers], latents)
-        return latents / (sigma.square() + 1).sqrt()
-    return torch.cat([_scale_one(sampler, latents[i : i + 1]) for i, sampler in enumerate(samplers)])
+    scales = [sampler.input_scale() for sampler in samplers]
+    if all(scale == 1.0 for scale in scales):
+        return latents
+    return latents * _columns([scales], latents)[0]
 
 
 def step_all(
@@ -148,50 +228,54 @@ def step_all(
         generators: the source of each picture's own noise, for schedulers that add some.
 
     """
-    if all(sampler.is_euler for sampler in samplers):
-        stepped = _euler(samplers, output, latents)
+    alone = [i for i, sampler in enumerate(samplers) if sampler.schedule.solver is None]
+    if not alone:
+        stepped = _solve(samplers, output, latents, generators)
     else:
-        stepped = torch.cat(
-            [
-                _step_one(sampler, output[i : i + 1], latents[i : i + 1], generators[i])
-                for i, sampler in enumerate(samplers)
-            ]
-        )
+        stepped = torch.empty_like(latents)
+        for i in alone:
+            stepped[i] = samplers[i].step_alone(output[i : i + 1], latents[i : i + 1])[0]
+        together = [i for i in range(len(samplers)) if i not in alone]
+        if together:
+            chosen = torch.tensor(together, device=latents.device)
+            mine, theirs = [samplers[i] for i in together], [generators[i] for i in together]
+            stepped[chosen] = _solve(mine, output[chosen], latents[chosen], theirs)
     for sampler in samplers:
         sampler.index += 1
     return stepped
 
 
-def _column(values: list[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32).to(like.device, non_blocking=True).view(-1, 1, 1, 1)
+def _solve(
+    samplers: Sequence[Sampler], output: Tensor, latents: Tensor, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """The formula of `solvers.py` for every picture at once."""
+    rows = [sampler.row() for sampler in samplers]
+    p, q, a, b, *weights, s = _columns(zip(*rows, strict=True), latents)
+    depth = max(sampler.schedule.remembers for sampler in samplers)
+    made = p * latents + q * output if depth else output
+    stepped = a * latents + b * made
+    for k in range(max(len(sampler.history) for sampler in samplers)):
+        # where a picture has no such past its weight is zero, and anything finite will do
+        past = [sampler.history[k] if k < len(sampler.history) else latents[i] for i, sampler in enumerate(samplers)]
+        stepped += weights[k] * torch.stack(past)
+    if any(row[-1] for row in rows):
+        stepped += s * _noise([row[-1] for row in rows], latents, generators)
+    if depth:
+        for sampler, one in zip(samplers, made.unbind(), strict=True):
+            sampler.remember(one)
+    return stepped
 
 
-def _euler(samplers: Sequence[Sampler], output: Tensor, latents: Tensor) -> Tensor:
-    """Euler's step for every row at once (Karras et al. 2022, algorithm 2 without churn)."""
-    sigma = _column([sampler.sigmas[sampler.index] for sampler in samplers], latents)
-    ahead = _column([sampler.sigmas[sampler.index + 1] for sampler in samplers], latents)
-    kind = samplers[0].prediction_type
-    if kind == "epsilon":
-        derivative = output
-    else:
-        if kind == "v_prediction":
-            variance = sigma.square() + 1
-            denoised = output * (-sigma / variance.sqrt()) + latents / variance
-        else:
-            denoised = output
-        derivative = (latents - denoised) / sigma
-    return latents + derivative * (ahead - sigma)
+def _noise(shares: Sequence[float], latents: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Noise of each picture's own generator, drawn only where its step uses some. float32 [n, 4, h, w]."""
+    drawn = torch.zeros(latents.shape)
+    for i, (share, generator) in enumerate(zip(shares, generators, strict=True)):
+        if share:
+            drawn[i].normal_(generator=generator)  # the same numbers as torch.randn's
+    return drawn.to(latents.device, non_blocking=True)
 
 
-def _scale_one(sampler: Sampler, latents: Tensor) -> Tensor:
-    if sampler.is_euler:
-        return latents / (sampler.sigmas[sampler.index] ** 2 + 1) ** 0.5
-    return sampler.scheduler.scale_model_input(latents, sampler.scheduler.timesteps[sampler.index])
-
-
-def _step_one(sampler: Sampler, output: Tensor, latents: Tensor, generator: torch.Generator) -> Tensor:
-    if sampler.is_euler:
-        return _euler([sampler], output, latents)
-    timestep = sampler.scheduler.timesteps[sampler.index]
-    keywords = {} if isinstance(sampler.scheduler, DDIMScheduler) else {"generator": generator}
-    return sampler.scheduler.step(output, timestep, latents, return_dict=False, **keywords)[0]
+def _columns(values: Iterable[Sequence[float]], like: Tensor) -> tuple[Tensor, ...]:
+    """Lists of one number a picture as tensors [n, 1, 1, 1] on the device of `like`, in one transfer."""
+    table = torch.tensor(list(values), dtype=torch.float32)
+    return table.to(like.device, non_blocking=True)[:, :, None, None, None].unbind()

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
+    from inference.engine.layout import Kind, Layout
+
 SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 SDXL_BASE_COMMIT = "462165984030d82259a11f4367a4eed129e94a7b"
+SDXL_REFINER = "stabilityai/stable-diffusion-xl-refiner-1.0"
+SDXL_REFINER_COMMIT = "5d4cfe854c9a9a87939ff3653551c2b3c99a4356"
 
 PREFIXES = {
     "unet": ("model.diffusion_model.",),
@@ -26,7 +30,12 @@ PREFIXES = {
     "text_encoder": ("conditioner.embedders.0.transformer.text_model.",),
     "text_encoder_2": ("conditioner.embedders.1.model.",),
 }
-REFINER_PREFIX = "conditioner.embedders.0.model."
+# a refiner's one encoder is the second of the two, at the first's place
+REFINER_PREFIXES = {
+    "unet": PREFIXES["unet"],
+    "vae": PREFIXES["vae"],
+    "text_encoder_2": ("conditioner.embedders.0.model.",),
+}
 OLDER_PREFIX = "cond_stage_model."
 LORA_PREFIXES = ("lora_", "unet.down_blocks.")
 EDM_KEYS = ("edm_mean", "edm_vpred.sigma_max")
@@ -34,25 +43,25 @@ EDM_KEYS = ("edm_mean", "edm_vpred.sigma_max")
 V_PREDICTION_KEY, ZERO_SNR_KEY = "v_pred", "ztsnr"
 
 
-def check_keys(path: Path) -> dict[str, Any]:
-    """Look at the tensors' names, and return the scheduler settings that the file itself demands.
+def check_keys(path: Path) -> tuple[Kind, dict[str, Any]]:
+    """Look at the tensors' names; returns the kind, and the scheduler settings that the file itself demands.
 
     Raises:
         CheckpointError: it is damaged or is not a whole SDXL checkpoint, saying what it is instead.
 
     """
     keys = read_header(path)
-    missing = [part for part, prefixes in PREFIXES.items() if not any(key.startswith(prefixes) for key in keys)]
+    is_refiner = any(key.startswith(REFINER_PREFIXES["text_encoder_2"]) for key in keys)
+    wanted = REFINER_PREFIXES if is_refiner else PREFIXES
+    missing = [part for part, prefixes in wanted.items() if not any(key.startswith(prefixes) for key in keys)]
     if missing:
         raise CheckpointError(f"{path.name} {_what_it_is(keys, missing)}")
     if any(key in keys for key in EDM_KEYS):
         raise CheckpointError(f"{path.name} is trained in the EDM formulation, which is not supported")
-    return _scheduler_settings(keys)
+    return "refiner" if is_refiner else "base", _scheduler_settings(keys)
 
 
 def _what_it_is(keys: Mapping[str, Any], missing: Collection[str]) -> str:
-    if any(key.startswith(REFINER_PREFIX) for key in keys):
-        return "has one text encoder; refiner checkpoints cannot draw on their own"
     if any(key.startswith(OLDER_PREFIX) for key in keys):
         return "is a Stable Diffusion 1 or 2 checkpoint, not SDXL"
     if any(key.startswith(LORA_PREFIXES) or ".lora" in key for key in keys):
@@ -69,35 +78,35 @@ def _scheduler_settings(keys: Collection[str]) -> dict[str, Any]:
     return settings
 
 
-def find_configuration(path: Path, search: tuple[Path, ...]) -> Path:
-    """The diffusers folder that describes a single file.
+def find_configuration(path: Path, search: tuple[Path, ...], kind: Kind = "base") -> tuple[Path, Layout]:
+    """The diffusers folder that describes a single file, and what that folder says it holds.
 
-    In this order: the folder of the file's name beside it, the file's own folder, SDXL base in the search path or in
-    a cache of the hub, SDXL base from the hub at a fixed commit.
+    In this order: the folder of the file's name beside it, the file's own folder, SDXL base (or the refiner) in the
+    search path or in a cache of the hub, the same from the hub at a fixed commit.
 
     Raises:
         CheckpointError: none of these is there, or one is and is wrong.
 
     """
     beside = path.with_suffix("")
-    for folder in (beside, path.parent):
+    usual, commit = (SDXL_BASE, SDXL_BASE_COMMIT) if kind == "base" else (SDXL_REFINER, SDXL_REFINER_COMMIT)
+    near = [(path.name, folder) for folder in (beside, path.parent)]
+    far = [(folder.name, folder) for root in search for folder in (root / usual.split("/")[1],)]
+    for name, folder in near + far:
         if (folder / "model_index.json").is_file():
-            check_folder(path.name, folder)
-            return folder
-    for root in search:
-        folder = root / SDXL_BASE.split("/")[1]
-        if (folder / "model_index.json").is_file():
-            check_folder(folder.name, folder)
-            return folder
+            return folder, _same_kind(path, check_folder(name, folder), kind)
     try:
-        cached = find_cached(SDXL_BASE, None, search)
-        if cached is not None:
-            check_folder(SDXL_BASE, cached)
-            return cached
-        return fetch(SDXL_BASE, SDXL_BASE_COMMIT, weights=False)
+        folder = find_cached(usual, None, search) or fetch(usual, commit, weights=False)
+        return folder, _same_kind(path, check_folder(usual, folder), kind)
     except CheckpointError as problem:
         raise CheckpointError(
             f"{path.name} needs a diffusers folder that describes it: put one named {beside.name} beside it "
             f"({beside}) with SDXL's model_index.json, scheduler, tokenizers and config.json files; the usual one "
             f"could not be had: {problem}"
         ) from problem
+
+
+def _same_kind(path: Path, layout: Layout, kind: Kind) -> Layout:
+    if layout.kind != kind:
+        raise CheckpointError(f"{path.name} is a {kind} checkpoint, and the folder that describes it a {layout.kind}")
+    return layout

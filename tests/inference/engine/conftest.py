@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -52,9 +52,11 @@ class Driver:
         self.engine = engine
         self._serial = 0
 
-    def start(self, *specs: PictureSpec, strict: bool = False) -> tuple[str, queue.SimpleQueue[EngineEvent]]:
+    def start(
+        self, *specs: PictureSpec, strict: bool = False, previews: int = 0, within_s: float | None = None
+    ) -> tuple[str, queue.SimpleQueue[EngineEvent]]:
         self._serial += 1
-        job = EngineJob(f"job-{self._serial}", specs, strict)
+        job = EngineJob(f"job-{self._serial}", specs, strict, previews, within_s)
         events: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
         self.engine.submit(job, events.put)
         return job.id, events
@@ -66,8 +68,8 @@ class Driver:
             outcome.events.append(events.get(timeout=60))
         return outcome
 
-    def draw(self, *specs: PictureSpec, strict: bool = False) -> Outcome:
-        return self.wait(self.start(*specs, strict=strict)[1])
+    def draw(self, *specs: PictureSpec, strict: bool = False, previews: int = 0) -> Outcome:
+        return self.wait(self.start(*specs, strict=strict, previews=previews)[1])
 
     def draw_together(self, specs: list[PictureSpec], *, strict: bool = False) -> list[Outcome]:
         started = [self.start(spec, strict=strict)[1] for spec in specs]
@@ -95,6 +97,12 @@ def make_spec() -> Callable[..., PictureSpec]:
 
 
 @pytest.fixture(scope="session")
+def tiny_folder() -> str:
+    """The bundled checkpoint, for the stock pipelines."""
+    return str(CHECKPOINTS / "tiny")
+
+
+@pytest.fixture(scope="session")
 def checkpoint() -> Checkpoint:
     return load_checkpoint("tiny", None, (CHECKPOINTS,), device="cpu")
 
@@ -106,12 +114,18 @@ def driver(checkpoint: Checkpoint) -> Iterator[Driver]:
     engine.close()
 
 
+@pytest.fixture(scope="session")
+def tiny_picture(driver: Driver) -> NDArray[np.uint8]:
+    """A picture to begin with: uint8 [128, 128, 3]."""
+    return driver.draw(spec(steps=10, prompt="a yellow square on a green background")).picture
+
+
 @pytest.fixture
 def make_driver(checkpoint: Checkpoint) -> Iterator[Callable[..., Driver]]:
     engines: list[BatchingEngine] = []
 
-    def make(limits: EngineLimits | None = None, *, using: Checkpoint | None = None) -> Driver:
-        engines.append(BatchingEngine(using or checkpoint, limits or EngineLimits()))
+    def make(limits: EngineLimits | None = None, *, using: Checkpoint | None = None, **options: Any) -> Driver:
+        engines.append(BatchingEngine(using or checkpoint, limits or EngineLimits(), **options))
         return Driver(engines[-1])
 
     yield make

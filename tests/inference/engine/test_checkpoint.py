@@ -258,6 +258,11 @@ class FullDevice:
     def eval(self) -> FullDevice:
         return self
 
+    def parameters(self) -> list[torch.Tensor]:
+        return []
+
+    buffers = parameters
+
     def to(self, **_keywords: Any) -> FullDevice:
         raise torch.OutOfMemoryError("CUDA out of memory")
 

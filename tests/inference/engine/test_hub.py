@@ -22,10 +22,11 @@ from tests.support.checkpoints import (
     as_variant,
     copy_tiny,
     edit_json,
-    save_original_layout,
+    save_tiny_refiner,
     weights_of,
 )
 from tests.support.hub import FakeHub
+from tests.support.original_layout import save_original_layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,6 +90,12 @@ def test_half_precision_is_fetched_where_it_is_offered(remote: FakeHub) -> None:
 def test_shards_are_fetched_with_their_index(remote: FakeHub) -> None:
     shards = as_shards(remote.folder, "unet", 2)
     assert {f"unet/{shard.name}" for shard in shards} <= files(fetch(NAME, COMMIT))
+
+
+def test_a_refiner_is_fetched_without_the_parts_that_it_lacks(cache: Path, remote: FakeHub, tmp_path: Path) -> None:
+    remote.folder = save_tiny_refiner(tmp_path / "refiner")
+    assert files(fetch(NAME, COMMIT)) == files(remote.folder)
+    assert not any("/text_encoder/" in request or "/tokenizer/" in request for request in remote.requests)
 
 
 def test_a_fetch_that_was_cut_off_is_taken_up_again(remote: FakeHub) -> None:

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from inference.engine.layout import check_folder
+from inference.engine.layout import check_folder, choose_weights, refuse_other_kind
 from inference.engine.types import CheckpointError
-from tests.support.checkpoints import copy_configuration, edit_json
+from tests.support.checkpoints import copy_configuration, edit_json, save_tiny_refiner
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from inference.engine.layout import Kind
 
 
 @pytest.fixture
@@ -31,10 +33,54 @@ def test_another_pipeline_is_refused_by_its_class(folder: Path, kind: object) ->
         check_folder("copy", folder)
 
 
-def test_a_refiner_is_refused_as_one(folder: Path) -> None:
-    edit_json(folder / "model_index.json", text_encoder=[None, None], _class_name="StableDiffusionXLImg2ImgPipeline")
-    with pytest.raises(CheckpointError, match="refiner"):
+def test_a_refiner_has_one_encoder_and_five_numbers(tmp_path: Path) -> None:
+    folder = save_tiny_refiner(tmp_path / "refiner")
+    layout = check_folder("refiner", folder)
+    assert (layout.kind, layout.requires_aesthetics_score, layout.time_ids) == ("refiner", True, 5)
+    assert layout.parts == ("unet", "vae", "text_encoder_2")
+    assert layout.tokenizers == ("tokenizer_2",)
+    weights = choose_weights("refiner", folder, layout, half=False)
+    assert set(weights) == set(layout.parts)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "reason"),
+    [
+        ("model_index.json", {"requires_aesthetics_score": None}, "projection_class_embeddings_input_dim"),
+        ("model_index.json", {"requires_aesthetics_score": "yes"}, "requires_aesthetics_score must be true or false"),
+        ("model_index.json", {"tokenizer": ["transformers", "CLIPTokenizer"]}, "names no text_encoder"),
+        ("model_index.json", {"text_encoder_2": None}, "names no text_encoder"),
+        ("unet/config.json", {"cross_attention_dim": 192}, "cross_attention_dim is 192, expected 128"),
+        ("text_encoder_2/config.json", {"projection_dim": 64}, "projection_class"),
+    ],
+)
+def test_a_refiner_whose_parts_do_not_fit_is_refused(
+    tmp_path: Path, file: str, changes: dict[str, Any], reason: str
+) -> None:
+    folder = save_tiny_refiner(tmp_path / "refiner")
+    edit_json(folder / file, **changes)
+    with pytest.raises(CheckpointError, match=reason):
+        check_folder("refiner", folder)
+
+
+def test_a_base_takes_no_score(folder: Path) -> None:
+    edit_json(folder / "model_index.json", requires_aesthetics_score=True)
+    with pytest.raises(CheckpointError, match="projection_class_embeddings_input_dim is 320, expected 288"):
         check_folder("copy", folder)
+
+
+@pytest.mark.parametrize(("found", "wanted"), [("base", "base"), ("refiner", "refiner"), ("base", None)])
+def test_the_wanted_kind_passes(found: Kind, wanted: Kind | None) -> None:
+    refuse_other_kind("x", found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "reason"),
+    [("refiner", "base", "cannot draw on their own"), ("base", "refiner", "x is a base checkpoint, not a refiner")],
+)
+def test_the_other_kind_is_refused(found: Kind, wanted: Kind, reason: str) -> None:
+    with pytest.raises(CheckpointError, match=reason):
+        refuse_other_kind("x", found, wanted)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"])

@@ -6,7 +6,8 @@ import pytest
 
 from inference.engine.locate import catalogue, locate
 from inference.engine.types import CheckpointError
-from tests.support.checkpoints import CATALOGUE, COMMIT, TINY, as_hub_cache, copy_configuration, save_original_layout
+from tests.support.checkpoints import CATALOGUE, COMMIT, TINY, as_hub_cache, copy_configuration, save_tiny_refiner
+from tests.support.original_layout import save_original_layout
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +43,20 @@ def test_a_single_file_in_the_search_path_has_a_name_too(tmp_path: Path) -> None
         found = locate(name, None, (tmp_path,))
         assert (found.name, found.single_file, found.folder) == ("mine", file, tmp_path / "mine")
     assert catalogue((tmp_path, CATALOGUE)) == ["mine", "tiny"]
+
+
+def test_a_refiner_is_found_where_one_is_wanted(tmp_path: Path) -> None:
+    save_tiny_refiner(tmp_path / "refiner")
+    found = locate("refiner", None, (tmp_path,), kind="refiner")
+    assert (found.kind, found.layout.requires_aesthetics_score) == ("refiner", True)
+    assert locate("refiner", None, (tmp_path,), kind=None).kind == "refiner"
+    assert locate("tiny", None, SEARCH).kind == "base"
+    with pytest.raises(
+        CheckpointError, match="refiner has one text encoder; refiner checkpoints cannot draw on their own"
+    ):
+        locate("refiner", None, (tmp_path,))
+    with pytest.raises(CheckpointError, match="tiny is a base checkpoint, not a refiner"):
+        locate("tiny", None, SEARCH, kind="refiner")
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:

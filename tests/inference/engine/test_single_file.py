@@ -20,9 +20,8 @@ from tests.support.checkpoints import (
     change_weights,
     copy_configuration,
     edit_json,
-    original_tensors,
-    save_original_layout,
 )
+from tests.support.original_layout import original_tensors, save_original_layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,13 +120,13 @@ def test_the_describing_folder_is_looked_for_from_near_to_far(
     assert str(models / "mine") in str(caught.value)
     assert "no network" in str(caught.value)
     snapshot = as_hub_cache(copy_configuration(tmp_path / "source"), cache, SDXL_BASE)
-    assert find_configuration(file, search) == snapshot
+    assert find_configuration(file, search)[0] == snapshot
     in_catalogue = copy_configuration(catalogue / "stable-diffusion-xl-base-1.0")
-    assert find_configuration(file, search) == in_catalogue
+    assert find_configuration(file, search)[0] == in_catalogue
     copy_configuration(models)
-    assert find_configuration(file, search) == models
-    assert find_configuration(file, search) != copy_configuration(models / "mine")
-    assert find_configuration(file, search) == models / "mine"
+    assert find_configuration(file, search)[0] == models
+    assert find_configuration(file, search)[0] != copy_configuration(models / "mine")
+    assert find_configuration(file, search)[0] == models / "mine"
 
 
 def test_a_describing_folder_is_looked_at_as_any_other(described: Path) -> None:
@@ -164,10 +163,7 @@ def test_a_file_that_is_not_whole_says_what_it_lacks(tmp_path: Path, kept: tuple
 @pytest.mark.parametrize(
     ("keys", "reason"),
     [
-        (
-            ["model.diffusion_model.x", "first_stage_model.x", "conditioner.embedders.0.model.ln_final.bias"],
-            "refiner",
-        ),
+        (["model.diffusion_model.x", "conditioner.embedders.0.model.ln_final.bias"], "it has no vae"),
         (["model.diffusion_model.x", "first_stage_model.x", "cond_stage_model.transformer.x"], "1 or 2 checkpoint"),
         (["lora_unet_down_blocks_0.lora_down.weight"], "LoRA"),
         (["unet.down_blocks.0.attn.to_k.lora.down.weight"], "LoRA"),
@@ -179,6 +175,16 @@ def test_another_kind_of_file_is_called_by_its_name(tmp_path: Path, keys: list[s
     save_file({key: torch.zeros(1) for key in keys}, path)
     with pytest.raises(CheckpointError, match=rf"other\.safetensors .*{reason}"):
         check_keys(path)
+
+
+def test_a_refiner_is_told_by_its_encoders_place(tmp_path: Path) -> None:
+    keys = ("model.diffusion_model.x", "first_stage_model.x", "conditioner.embedders.0.model.ln_final.bias")
+    save_file({key: torch.zeros(1) for key in keys}, tmp_path / "refiner.safetensors")
+    assert check_keys(tmp_path / "refiner.safetensors") == ("refiner", {})
+    assert check_keys(save_original_layout(TINY, tmp_path / "base.safetensors")) == ("base", {})
+    copy_configuration(tmp_path / "refiner")
+    with pytest.raises(CheckpointError, match="is a refiner checkpoint, and the folder that describes it a base"):
+        find_configuration(tmp_path / "refiner.safetensors", (), "refiner")
 
 
 def test_the_edm_formulation_is_refused(tmp_path: Path) -> None:

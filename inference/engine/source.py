@@ -1,0 +1,104 @@
+"""The checkpoints that requests may name: found in the search path, described without loading, opened when wanted."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from inference.engine.checkpoint import choose_device, describe, load_checkpoint
+from inference.engine.locate import catalogue, locate
+from inference.engine.metadata import read_metadata
+from inference.engine.parts import read_scheduler_config
+from inference.engine.types import CheckpointError, UnknownCheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from inference.engine.checkpoint import Checkpoint, Kind
+    from inference.engine.locate import Located
+    from inference.engine.types import EngineInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A checkpoint that need not be loaded. `bytes` are those of its weight files."""
+
+    info: EngineInfo
+    kind: Kind
+    bytes: int
+    scheduler_config: Mapping[str, Any]
+
+
+class CheckpointSource:
+    """May be asked from any thread."""
+
+    def __init__(
+        self,
+        own: str,
+        revision: str | None,
+        search: tuple[Path, ...],
+        *,
+        device: str = "auto",
+        attention: str = "auto",
+        memory_mode: str = "auto",
+    ) -> None:
+        """`own` is the engine's own checkpoint, by any name that `locate` knows; `search` are folders of others."""
+        self._own = own, revision
+        self._search = search
+        self._options = {"device": device, "attention": attention, "memory_mode": memory_mode}
+        self._known: dict[str, Described] = {}
+        self._lock = threading.Lock()
+
+    def names(self, kind: Kind) -> tuple[str, ...]:
+        """Every checkpoint of a kind that can be described, sorted."""
+        return tuple(name for name in catalogue(self._search) if self._is_of(name, kind))
+
+    def _is_of(self, name: str, kind: Kind) -> bool:
+        try:
+            return self.describe(name).kind == kind
+        except UnknownCheckpointError:
+            return False
+
+    def describe(self, name: str) -> Described:
+        """What is known of a checkpoint before it is loaded.
+
+        Raises:
+            UnknownCheckpointError: there is none of this name, or it is broken.
+
+        """
+        with self._lock:
+            found = self._known.get(name)
+            if found is None:
+                found = self._known[name] = self._look(name)
+        return found
+
+    def open(self, name: str = "", kind: Kind = "base") -> Checkpoint:
+        """Load a checkpoint, the engine's own without a name; blocks for as long as that takes.
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+
+        """
+        wanted, revision = (name, None) if name else self._own
+        return load_checkpoint(wanted, revision, self._search, kind=kind, **self._options)
+
+    def _look(self, name: str) -> Described:
+        known = catalogue(self._search)
+        if name not in known:  # a request never names a path or a hub id
+            raise UnknownCheckpointError(f"checkpoint '{name}' is not one of {', '.join(known) or 'none'}")
+        try:
+            located = locate(name, None, self._search, kind=None)
+            described = read_metadata(located.name, located.folder)
+            config = {**read_scheduler_config(located), **described.scheduler_overrides}
+            info = describe(described, config, device=choose_device(self._options["device"]))
+        except CheckpointError as problem:
+            raise UnknownCheckpointError(f"checkpoint '{name}' cannot be used: {problem}") from problem
+        return Described(info, located.kind, _size(located), config)
+
+
+def _size(located: Located) -> int:
+    if located.single_file is not None:
+        return located.single_file.stat().st_size
+    return sum(file.stat().st_size for weights in located.weights.values() for file in weights.files)
