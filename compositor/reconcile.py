@@ -10,11 +10,10 @@ import asyncio
 import secrets
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
-from sqlalchemy import Table, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import and_, func, or_, select, update
 
 from compositor.errors import NoFeedError, RunActiveError
 from compositor.kit import sweep_work_folder
@@ -23,8 +22,9 @@ from compositor.rows import changed
 from compositor.runs import FINISHED, claimable, start_run
 from models.db import Database, DatabaseError, utc_now
 from models.errors import NotFoundError
+from models.leases import NamedLease
 from models.logs import get_logger
-from models.tables import Frame, Lease, Run, RunChunk, RunState
+from models.tables import Frame, Run, RunChunk, RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,8 +38,10 @@ LEASE_S = 15.0
 SWEEP_EVERY_S = 600.0
 SETTLE_S = 2.0
 """A run younger than this has its first job on the way from whoever started it."""
-WEBHOOK_TRIED_FOR = timedelta(hours=6)
-WEBHOOK_FIRST_PAUSE_S = 60.0
+WEBHOOK_FIRST = timedelta(seconds=60)
+WEBHOOK_FORGOTTEN_FOR = timedelta(hours=6)
+WEBHOOK_OPEN_FOR = timedelta(days=7)
+"""Its tries take some six hours; the rest is for a deployment that stood still meanwhile."""
 REFRESHES_AT_ONCE = 50
 
 log = get_logger(__name__)
@@ -76,7 +78,7 @@ class Reconciler:
         self._db = db
         self._queues = queues
         self._clock = clock
-        self._webhooks: dict[int, tuple[float, float]] = {}
+        self._lease = NamedLease(db, LEASE, self.owner, seconds=LEASE_S, clock=clock)
 
     async def reconcile(self) -> bool:
         """One round. False: another process has the lease.
@@ -85,33 +87,13 @@ class Reconciler:
             DatabaseError, RedisError: the round is not whole; the next one is.
 
         """
-        if not await self._hold():
+        if not await self._lease.hold():
             return False
         await self._start_refreshes()
         asked = await asyncio.to_thread(self._queues.asked)
         for run in await self._open_runs():
             await self._ask(run, asked)
         await self._ask_webhooks(asked)
-        return True
-
-    async def _hold(self) -> bool:
-        now = self._clock()
-        until = now + timedelta(seconds=LEASE_S)
-        mine_or_free = (Lease.name == LEASE, (Lease.owner == self.owner) | (Lease.expires_at <= now))
-        async with self._db.write() as session:
-            if changed(
-                await session.execute(update(Lease).where(*mine_or_free).values(owner=self.owner, expires_at=until))
-            ):
-                return True
-            there = await session.get(Lease, LEASE)
-        if there is not None:
-            return False
-        try:
-            async with self._db.write() as session:
-                row = {"name": LEASE, "owner": self.owner, "expires_at": until}
-                await session.execute(insert(cast("Table", Lease.__table__)), row)
-        except IntegrityError:  # another process was first
-            return False
         return True
 
     async def _open_runs(self) -> list[Run]:
@@ -146,18 +128,20 @@ class Reconciler:
         await asyncio.to_thread(self._queues.again, kind, run_id)
 
     async def _ask_webhooks(self, asked: dict[tuple[str, int], int]) -> None:
-        """Webhooks that were not delivered: again after a minute, two, four, for six hours."""
-        recent = (Run.finished_at > self._clock() - WEBHOOK_TRIED_FOR, Run.webhook_sent_at.is_(None))
+        """Webhooks that are to be posted again, and those that nobody has posted yet."""
+        now = self._clock()
+        # whoever ended the run asks for the first post; a run of before this long is not told of any more
+        forgotten = and_(
+            Run.webhook_attempts == 0,
+            Run.finished_at.between(now - WEBHOOK_FORGOTTEN_FOR, now - WEBHOOK_FIRST),
+        )
+        due = and_(Run.webhook_attempts > 0, Run.webhook_next_at <= now, Run.finished_at > now - WEBHOOK_OPEN_FOR)
+        open_ones = (Run.state.in_(FINISHED), Run.webhook_sent_at.is_(None), or_(due, forgotten))
         async with self._db.read() as session:
-            runs = list(await session.scalars(select(Run).where(Run.state.in_(FINISHED), *recent)))
-        open_ids = {run.id for run in runs if run.snapshot.get("webhook_url")}
-        self._webhooks = {run_id: due for run_id, due in self._webhooks.items() if run_id in open_ids}
-        for run_id in sorted(open_ids):
-            now = time.monotonic()
-            due, pause = self._webhooks.setdefault(run_id, (now + WEBHOOK_FIRST_PAUSE_S, WEBHOOK_FIRST_PAUSE_S))
-            if due <= now and not asked.get(("webhook", run_id)):
-                self._webhooks[run_id] = now + 2 * pause, 2 * pause
-                await self._put("webhook", run_id)
+            runs = list(await session.scalars(select(Run).where(*open_ones).order_by(Run.id)))
+        for run in runs:
+            if run.snapshot.get("webhook_url") and not asked.get(("webhook", run.id)):
+                await self._put("webhook", run.id)
 
     async def _start_refreshes(self) -> None:
         now = self._clock()

@@ -21,9 +21,12 @@ from compositor.rows import changed
 from compositor.snapshot import take_snapshot
 from models.db import utc_now
 from models.errors import NotFoundError
+from models.leases import about_to_name
 from models.tables import FINISHED_RUNS, Frame, ItemState, Run, RunChunk, RunItem, RunState
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from sqlalchemy import ColumnElement
     from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -53,13 +56,19 @@ class Counts:
         return self.completed + self.failed + self.skipped
 
 
-async def start_run(db: Database, frame: Frame, trigger: str = "manual") -> Run:
+async def start_run(
+    db: Database,
+    frame: Frame,
+    trigger: str = "manual",
+    after: Callable[[AsyncSession, Run], Awaitable[None]] | None = None,
+) -> Run:
     """Save a new run of a frame, as the frame is at this moment. Its work is to be enqueued afterwards.
 
     Args:
         db: the database.
         frame: whose run it is; its row is read anew.
         trigger: what asked for it: `manual`, `refresh` or another word of at most 16 characters.
+        after: done in the same transaction, with the run that has its `id`.
 
     Raises:
         NotFoundError: the frame is deleted.
@@ -68,6 +77,7 @@ async def start_run(db: Database, frame: Frame, trigger: str = "manual") -> Run:
 
     """
     async with db.write() as session:
+        await about_to_name(session)  # its workers may find what an earlier run left
         row = await _lock_frame(session, frame.id)
         if row is None or row.deleted_at is not None:
             raise NotFoundError
@@ -88,6 +98,9 @@ async def start_run(db: Database, frame: Frame, trigger: str = "manual") -> Run:
             created_at=utc_now(),
         )
         session.add(run)
+        await session.flush()
+        if after is not None:
+            await after(session, run)
     return run
 
 
@@ -136,6 +149,7 @@ async def retry_failed(db: Database, owner_id: str, run_id: int) -> Run:
 
     """
     async with db.write() as session:
+        await about_to_name(session)
         run = await session.scalar(select(Run).where(Run.id == run_id, Run.owner_id == owner_id))
         frame = None if run is None else await _lock_frame(session, run.frame_id)
         if run is None or frame is None or frame.deleted_at is not None:
@@ -216,7 +230,9 @@ async def _reopen(session: AsyncSession, run: Run) -> None:
         await _reopen_items(session, run)
         run.state = RunState.COMPOSING.value
     run.error_code = run.error = None
-    run.cancel_requested_at = run.finished_at = run.webhook_sent_at = None
+    run.cancel_requested_at = run.finished_at = None
+    run.webhook_sent_at = run.webhook_next_at = run.webhook_error = None
+    run.webhook_attempts = 0
     run.lease_owner = run.lease_expires_at = None
     run.started_at = utc_now()  # pictures fetched before this moment are asked for again
     run.fence += 1

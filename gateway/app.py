@@ -25,6 +25,7 @@ from gateway import (
     progress,
     public,
     runs,
+    webhooks,
 )
 from gateway.backend import Backend
 from gateway.breaker import Breaker
@@ -32,17 +33,20 @@ from gateway.composer import child_composer
 from gateway.forwarder import Forwarder
 from gateway.framebodies import FORM_SPARE_BYTES, PICTURE_MAX_BYTES
 from gateway.health import Health
+from gateway.housekeeping import Housekeeper
 from gateway.keys import Keys
 from gateway.ledger import Ledger
 from gateway.metrics import Metrics
 from gateway.middleware import BodyLimitMiddleware, HostMiddleware, RequestMiddleware, UploadLimit
 from gateway.multipart import remove_stale
+from gateway.orphans import Orphans
 from gateway.pictures import PictureKeeper
 from gateway.previewer import Previewer
 from gateway.progresshub import ProgressHub
 from gateway.requestlog import RequestLogWriter
+from gateway.retention import Retention
 from gateway.runner import Runner
-from gateway.services import Admission, Lifecycle, Services
+from gateway.services import Admission, Lifecycle, OwnerLimit, Services
 from gateway.sweeper import Sweeper
 from gateway.tickets import LocalTickets, RedisTickets
 from gateway.version import VERSION
@@ -87,6 +91,8 @@ def create_app(settings: GatewaySettings, *, composer: Composer | None = None) -
             stack.push_async_callback(services.runner.stop)
             services.sweeper.begin()
             stack.push_async_callback(services.sweeper.stop)
+            services.housekeeper.begin()
+            stack.push_async_callback(services.housekeeper.stop)
             log.info("gateway_ready", backend=services.backend.url, kind=services.backend.kind.value)
             yield
             services.lifecycle.drain(settings.drain_seconds)
@@ -108,7 +114,8 @@ def create_app(settings: GatewaySettings, *, composer: Composer | None = None) -
     )
     handlers.install(app)
     # `outputs.zip` before `outputs/{position}`: the first that fits an address serves it
-    for module in (public, generate, media, frames, assets, preview, runs, archives, outputs, datatables, feeds):
+    api = (public, generate, media, frames, webhooks, assets, preview, runs, archives, outputs, datatables, feeds)
+    for module in api:
         app.include_router(module.router)
     app.include_router(progress.router)
     return app
@@ -171,6 +178,8 @@ async def _services(
         backend=backend,
         breaker=breaker,
         admission=Admission(settings.max_inflight, metrics),
+        zips=OwnerLimit(settings.max_zips, "archives"),
+        uploads=OwnerLimit(settings.max_uploads, "uploads"),
         lifecycle=Lifecycle(),
         health=Health(db=db, store=store, backend=backend, breaker=breaker, redis_url=redis_url),
         metrics=metrics,
@@ -178,6 +187,11 @@ async def _services(
         fetcher=fetcher,
         composer=composer,
         sweeper=Sweeper(db, store),
+        housekeeper=Housekeeper(
+            db,
+            Retention(db, store, keep_runs=settings.keep_runs, keep_days=settings.keep_days),
+            Orphans(db, store),
+        ),
         previewer=Previewer(
             db=db,
             store=store,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -21,7 +22,9 @@ from models.logs import get_logger
 from models.store import ObjectMissingError, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from starlette.types import Receive, Scope, Send
 
     from gateway.services import Services
     from models.tables import Frame, Output, RunItem
@@ -85,17 +88,35 @@ async def _archive(services: Services, frame: Frame, run_id: str | None, part: P
     if run is None:
         raise NotFoundError("This frame has no outputs yet.")
     wanted = Wanted(run.id, search=part.search)
-    if part.positions is None and not await outputtable.count(services.db, wanted):
-        raise InvalidInputError.for_field("search", "there are no such outputs")
+    if not await outputtable.has_outputs(services.db, wanted, part.positions, part.size):
+        field = "size" if part.size is not None else "search" if part.positions is None else "positions"
+        raise InvalidInputError.for_field(field, "there are no such outputs")
+    services.zips.take(frame.owner_id)
     name = UNSAFE.sub("-", frame.name).strip("-.")[:NAME_MAX_CHARS] or f"frame-{frame.id}"
-    return StreamingResponse(
+    return _Archive(
         _stream(services, wanted, part),
+        partial(services.zips.give_back, frame.owner_id),
         media_type="application/zip",
         headers={
             "Content-Disposition": f'attachment; filename="{name}-run-{run.id}.zip"',
             "Cache-Control": "no-store",
         },
     )
+
+
+class _Archive(StreamingResponse):
+    """Calls `ended` when the last byte is sent, or nobody takes it any more."""
+
+    def __init__(self, content: AsyncIterator[bytes], ended: Callable[[], None], **options: Any) -> None:
+        super().__init__(content, **options)
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()
 
 
 async def _stream(services: Services, wanted: Wanted, part: Part) -> AsyncIterator[bytes]:

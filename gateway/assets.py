@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -18,6 +20,7 @@ from gateway.framebodies import PICTURE_MAX_BYTES
 from gateway.frames import PICTURE_TYPES
 from gateway.ids import new_id
 from gateway.multipart import read_form
+from gateway.naming import still_there
 from gateway.requestlog import record_of
 from gateway.responses import answer_json
 from gateway.routes import route
@@ -44,7 +47,10 @@ async def create(request: Request, caller: KnownCaller) -> JSONResponse:
     """`multipart/form-data`: kind (`font` or `badge`), file, and a name (else the file's own)."""
     services = services_of(request)
     limits = {"file": PICTURE_MAX_BYTES}
-    async with read_form(request, services.settings.uploads, fields=("kind", "name"), files=limits) as form:
+    folder = services.settings.uploads
+    async with AsyncExitStack() as stack:
+        stack.enter_context(services.uploads.enter(caller.owner_id))
+        form = await stack.enter_async_context(read_form(request, folder, fields=("kind", "name"), files=limits))
         record_of(request.scope).request_body = dict(form.fields)
         kind, upload = _kind(form), _file(form)
         suffix = await (_font(upload) if kind == "font" else _badge(services, upload))
@@ -58,8 +64,10 @@ async def create(request: Request, caller: KnownCaller) -> JSONResponse:
             bytes=upload.bytes,
             created_at=utc_now(),
         )
-        await services.store.put_file(asset.object_key, upload.path, media_type=TYPES[suffix])
+        put = partial(services.store.put_file, asset.object_key, upload.path, media_type=TYPES[suffix])
+        await put()
         async with services.db.write() as session:
+            await still_there(session, services.store, asset.object_key, put)
             session.add(asset)
     told = tell_asset(asset, services.settings.public_base)
     return answer_json(request.scope, told, status=201)

@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def draw_backdrop(request: Request, caller: Caller, job: JobInput) -> AsyncIterator[Upload]:
+async def draw_backdrop(
+    request: Request, caller: Caller, job: JobInput, idempotency_key: str | None = None
+) -> AsyncIterator[Upload]:
     """Draw one picture; it lies on the disk until the end of the block, as an upload would.
+
+    With a key, a repeat joins the job that the first request began, or gets its picture.
 
     Raises:
         GenerationError: it failed, as the ledger keeps it.
@@ -36,7 +40,7 @@ async def draw_backdrop(request: Request, caller: Caller, job: JobInput) -> Asyn
 
     """
     services = services_of(request)
-    drawing = await draw(request, caller, job)
+    drawing = await draw(request, caller, job, idempotency_key)
     if drawing.told is None:
         raise StillRunningError(retry_after_s=5)
     if drawing.told.state is not GenerationState.COMPLETED:

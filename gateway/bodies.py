@@ -17,6 +17,19 @@ UNMEANT = ("recursion limit exceeded", "number out of range")
 """The parser's words for JSON that is well formed and beyond any bound."""
 
 
+async def read_object(request: Request) -> dict[str, Any]:
+    """As `read_json`, for a body that is to be an object.
+
+    Raises:
+        InvalidInputError: it is something else.
+
+    """
+    document = await read_json(request)
+    if not isinstance(document, dict):
+        raise InvalidInputError.for_field("body", "must be a JSON object")
+    return document
+
+
 async def read_json(request: Request) -> Any:
     """The body's JSON value. NaN and the infinities pass, for the field that holds one to be named.
 

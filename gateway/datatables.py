@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse  # noqa: TC002 - FastAPI reads the an
 from gateway import outputtable
 from gateway.frames import KnownFrame  # noqa: TC001 - as above
 from gateway.outputs import MOST_OFFSET, MOST_ROWS, run_of, states_of, tell_row
-from gateway.outputtable import SORTS, Wanted
+from gateway.outputtable import SEARCHES, SORTS, Wanted
 from gateway.responses import answer_json
 from gateway.routes import route
 from gateway.services import services_of
@@ -23,6 +23,12 @@ from models.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+MOST_ORDERS = 8
+PLACE = re.compile(r"[0-9]{1,3}")
+COLUMN_SEARCH = re.compile(r"columns\[([0-9]{1,3})\]\[search\]\[value\]")
+NAMES = {"image_url": "source_url"}
+"""What present clients call a column: the picture's cell is searched by where it came from."""
 
 router = APIRouter(redirect_slashes=False)
 
@@ -36,18 +42,16 @@ async def list_for_datatables(request: Request, frame: KnownFrame) -> JSONRespon
     if run is None:
         return answer_json(request.scope, {"draw": draw, "recordsTotal": 0, "recordsFiltered": 0, "data": []})
     search = asked.get("search[value]", "").replace("\x00", "")[:256]
-    wanted = Wanted(run.id, states_of(asked.get("state", "completed")), search)
-    sort, descending = _order(asked)
+    wanted = Wanted(run.id, states_of(asked.get("state", "completed")), search, _columns(asked))
     rows = await outputtable.page(
         services.db,
         wanted,
-        sort=sort,
-        descending=descending,
+        order=_order(asked),
         offset=min(max(start, 0), MOST_OFFSET),
         limit=min(length, MOST_ROWS) if length > 0 else MOST_ROWS,
     )
     total = await outputtable.count(services.db, wanted, searched=False)
-    filtered = await outputtable.count(services.db, wanted) if wanted.search else total
+    filtered = await outputtable.count(services.db, wanted) if wanted.searched else total
     data = [_datatables_row(tell_row(row, frame, services.settings.public_base)) for row in rows]
     return answer_json(
         request.scope, {"draw": draw, "recordsTotal": total, "recordsFiltered": filtered, "data": data}
@@ -62,11 +66,25 @@ def _number(asked: Mapping[str, str], name: str, default: int) -> int:
     return int(text) if found else default
 
 
-def _order(asked: Mapping[str, str]) -> tuple[str, bool]:
-    """The column that DataTables names by its place among `columns`; one that we do not know sorts by position."""
-    place = asked.get("order[0][column]", "")
-    named = asked.get(f"columns[{place}][data]", "") if re.fullmatch(r"[0-9]{1,3}", place) else ""
-    return named if named in SORTS else "position", asked.get("order[0][dir]", "asc").lower() == "desc"
+def _order(asked: Mapping[str, str]) -> list[tuple[str, bool]]:
+    """Columns, and whether descending, in the order in which DataTables names them by their places in `columns`.
+
+    A column that we do not know sorts by position.
+    """
+    found: list[tuple[str, bool]] = []
+    while len(found) < MOST_ORDERS and (place := asked.get(f"order[{len(found)}][column]")) is not None:
+        named = asked.get(f"columns[{place}][data]", "") if PLACE.fullmatch(place) else ""
+        descending = asked.get(f"order[{len(found)}][dir]", "asc").lower() == "desc"
+        found.append((named if named in SORTS else "position", descending))
+    return found
+
+
+def _columns(asked: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Texts that DataTables searches for in one column each; one in a column that we do not know is left out."""
+    places = [(name, found[1]) for name in asked if (found := COLUMN_SEARCH.fullmatch(name))]
+    named = [(asked.get(f"columns[{place}][data]", ""), asked[name]) for name, place in places]
+    clean = [(NAMES.get(column, column), text.replace("\x00", "")[:256]) for column, text in named]
+    return tuple((column, text) for column, text in clean if column in SEARCHES and text)[:MOST_ORDERS]
 
 
 def _datatables_row(told: dict[str, Any]) -> dict[str, Any]:

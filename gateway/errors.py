@@ -13,6 +13,7 @@ from models.errors import (
     InvalidInputError,
     NotFoundError,
     TooLargeError,
+    TooManyRequestsError,
     UnauthorizedError,
     UnavailableError,
 )
@@ -252,6 +253,17 @@ class AssetInUseError(IgenError):
     code = "asset_in_use"
     report = False
     default_message = "A frame's design names this asset. Change the design first."
+
+
+class OwnerLimitError(TooManyRequestsError):
+    """An owner has as many things of a kind under way as the settings allow."""
+
+    code = "too_many_at_once"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The body was not read, so the connection cannot be used again."""
+        return {**super().headers, "Connection": "close"}
 
 
 class OriginError(ForbiddenError):

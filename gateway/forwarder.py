@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from gateway.breaker import Breaker
     from gateway.ledger import Ledger
     from gateway.metrics import Metrics
-    from gateway.pictures import PictureKeeper
+    from gateway.pictures import Kept, PictureKeeper
     from models.tables import Generation
     from models.wire import JobAnswer
 
@@ -102,8 +103,9 @@ class Forwarder:
 
     async def _carry(self, row: Generation, lease: Lease) -> str:
         try:
-            output, pictures = await self._draw(row, lease)
-            await _insist(lambda: self._ledger.complete(lease, output, pictures))
+            kept = await self._draw(row, lease)
+            seen = partial(self._keeper.see_to, kept=kept)
+            await _insist(lambda: self._ledger.complete(lease, kept.output, kept.pictures, seen))
         except GenerationError as problem:
             error = problem
         except (LeaseLostError, DatabaseError):
@@ -118,7 +120,7 @@ class Forwarder:
         await _insist(lambda: self._ledger.fail(lease, error))
         return error.code
 
-    async def _draw(self, row: Generation, lease: Lease) -> tuple[dict[str, Any], list[Any]]:
+    async def _draw(self, row: Generation, lease: Lease) -> Kept:
         try:
             async with asyncio.timeout(self._time_left(row)):
                 answer = await self._obtain(row, lease)

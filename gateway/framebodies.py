@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pydantic_core import from_json
 
 from compositor.design import Design
-from gateway.bodies import read_json
+from gateway.bodies import read_object
 from gateway.multipart import is_form, read_form
 from models.errors import FieldProblem, InvalidInputError
 from models.fetch import FetchBlockedError, check_url
@@ -70,6 +70,15 @@ class FrameBody:
     job: JobInput | None = None
     sent: frozenset[str] = field(default_factory=frozenset)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this body from another: its fields, and its files by content."""
+        files = {"picture": self.picture, "feed": self.feed}
+        return {
+            "fields": self.fields.model_dump(mode="json", exclude_unset=True),
+            **{name: upload.sha256 for name, upload in files.items() if upload is not None},
+        }
+
 
 @asynccontextmanager
 async def read_frame(request: Request, settings: GatewaySettings, policy: FetchPolicy) -> AsyncIterator[FrameBody]:
@@ -82,7 +91,7 @@ async def read_frame(request: Request, settings: GatewaySettings, policy: FetchP
 
     """
     if not is_form(request):
-        yield _checked(await read_json(request), None, policy)
+        yield _checked(await read_object(request), None, policy)
         return
     limits = {"picture": PICTURE_MAX_BYTES, "feed": settings.feed_max_bytes}
     async with read_form(request, settings.uploads, fields=FrameFields.model_fields, files=limits) as form:

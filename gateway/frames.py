@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
-from contextlib import suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse  # noqa: TC002 - FastAPI reads the annotations when it runs
+from sqlalchemy.exc import IntegrityError
 
 from compositor.compose.errors import ComposeError
 from compositor.errors import RunFinishedError
@@ -20,9 +23,13 @@ from gateway.feedcheck import check_feed
 from gateway.frameanswers import tell_frame
 from gateway.framebodies import form_schema, read_frame
 from gateway.ids import new_feed_token
+from gateway.multipart import is_form
+from gateway.naming import still_there
+from gateway.replies import answer_again, answer_made, asked_of, idempotency_key, known_reply, save_reply
 from gateway.requestlog import record_of
 from gateway.responses import answer_json
 from gateway.routes import route
+from gateway.schemas import IDEMPOTENT
 from gateway.services import services_of
 from gateway.serving import Served, serve
 from models.db import utc_now
@@ -31,13 +38,20 @@ from models.store import content_key
 from models.tables import Frame
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sqlalchemy.ext.asyncio import AsyncSession
+
     from gateway.framebodies import FrameBody
+    from gateway.frametable import InTransaction
     from gateway.keys import Caller
     from gateway.multipart import Upload
     from gateway.services import Services
 
 PICTURE_TYPES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 SECRET_BYTES = 32
+CREATED = 201
 
 router = APIRouter(prefix="/api", redirect_slashes=False)
 
@@ -63,22 +77,33 @@ KnownFrame = Annotated[Frame, Depends(require_frame)]
     "/frames",
     status=201,
     summary="Make a frame from a picture, or from a prompt",
-    openapi_extra=form_schema(["name"]),
+    openapi_extra={**form_schema(["name"]), **IDEMPOTENT},
 )
 async def create(request: Request, caller: KnownCaller) -> JSONResponse:
     """`multipart/form-data` or JSON: name, a picture or a prompt, and optionally a feed, a design and the rest."""
     services = services_of(request)
-    async with read_frame(request, services.settings, services.fetch_policy) as body:
-        record_of(request.scope).request_body = body.fields.model_dump(mode="json", exclude_unset=True)
+    async with _body(request, caller) as body:
         if not body.fields.name:
             raise InvalidInputError.for_field("name", "is missing")
         if body.picture is None and body.job is None:
             raise InvalidInputError.for_field("picture", "send a picture, or a prompt to draw one from")
+        asked = asked_of(request, caller, body.identity)
+        if (known := await known_reply(services.db, asked)) is not None:
+            return answer_again(request, known)
         await frametable.check_assets(services.db, caller.owner_id, body.fields.design)
         frame = _new_frame(caller, body, {**await _feed(services, body), **await _picture(request, caller, body)})
-        await frametable.add_frame(services.db, frame)
-    told = tell_frame(frame, services.settings.public_base)
-    return answer_json(request.scope, told, status=201, headers={"Location": told["url"]})
+
+        async def after(session: AsyncSession) -> None:
+            await save_reply(session, asked, CREATED, tell_frame(frame, services.settings.public_base))
+
+        try:
+            await frametable.add_frame(services.db, frame, _picture_there(services, body, frame.picture_key), after)
+        except IntegrityError:  # another request with the same key was first
+            services.sweeper.kick([frame.feed_key])
+            if (known := await known_reply(services.db, asked)) is None:
+                raise
+            return answer_again(request, known)
+    return answer_made(request, CREATED, tell_frame(frame, services.settings.public_base))
 
 
 @route(router, "GET", "/frames", summary="List your frames, newest first")
@@ -109,8 +134,7 @@ async def read(request: Request, frame: KnownFrame) -> JSONResponse:
 async def change(request: Request, caller: KnownCaller, frame: KnownFrame) -> JSONResponse:
     """What is sent is replaced, the rest stays. A run under way goes on with what it was started with."""
     services = services_of(request)
-    async with read_frame(request, services.settings, services.fetch_policy) as body:
-        record_of(request.scope).request_body = body.fields.model_dump(mode="json", exclude_unset=True)
+    async with _body(request, caller) as body:
         if "name" in body.sent and not body.fields.name:
             raise InvalidInputError.for_field("name", "must not be empty")
         await frametable.check_assets(services.db, caller.owner_id, body.fields.design)
@@ -119,7 +143,10 @@ async def change(request: Request, caller: KnownCaller, frame: KnownFrame) -> JS
             values |= await _feed(services, body)
         if body.picture is not None or body.job is not None:
             values |= await _picture(request, caller, body)
-        changed = await frametable.change_frame(services.db, frame, values) if values else frame
+        changed = frame
+        if values:
+            there = _picture_there(services, body, values.get("picture_key"))
+            changed = await frametable.change_frame(services.db, frame, values, there)
     services.sweeper.kick({frame.picture_key, frame.feed_key} - {changed.picture_key, changed.feed_key})
     return answer_json(request.scope, await _told(request, changed))
 
@@ -144,10 +171,33 @@ async def picture(request: Request, frame: KnownFrame) -> Response:
         key=frame.picture_key,
         etag=f'"{frame.picture_sha256[:32]}"',
         modified=frame.updated_at,
-        media_type=f"image/{ {'jpg': 'jpeg'}.get(suffix, suffix) }",
+        media_type=MEDIA_TYPES[suffix],
         cache="private, no-cache",
     )
     return await serve(request, services_of(request).store, served)
+
+
+@asynccontextmanager
+async def _body(request: Request, caller: Caller) -> AsyncIterator[FrameBody]:
+    """The request's body; a form with its files counts among its owner's uploads."""
+    services = services_of(request)
+    with services.uploads.enter(caller.owner_id) if is_form(request) else nullcontext():
+        async with read_frame(request, services.settings, services.fetch_policy) as body:
+            record_of(request.scope).request_body = body.fields.model_dump(mode="json", exclude_unset=True)
+            yield body
+
+
+def _picture_there(services: Services, body: FrameBody, key: str | None) -> InTransaction:
+    """See `still_there`; a picture that was drawn is named by its generation, for good."""
+
+    async def see_to(session: AsyncSession) -> None:
+        upload = body.picture
+        if upload is None or key is None:
+            return
+        again = partial(services.store.put_file, key, upload.path, media_type=MEDIA_TYPES[key.rpartition(".")[2]])
+        await still_there(session, services.store, key, again)
+
+    return see_to
 
 
 async def _told(request: Request, frame: Frame) -> dict[str, Any]:
@@ -201,7 +251,9 @@ async def _picture(request: Request, caller: Caller, body: FrameBody) -> dict[st
         return await _kept(services, body.picture)
     if body.job is None:
         raise InvalidInputError.for_field("picture", "is missing")
-    async with draw_backdrop(request, caller, body.job) as drawn:
+    key = idempotency_key(request)
+    own = None if key is None else f"frame:{hashlib.sha256(key.encode()).hexdigest()}"
+    async with draw_backdrop(request, caller, body.job, own) as drawn:
         return await _kept(services, drawn)
 
 

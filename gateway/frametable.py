@@ -12,10 +12,14 @@ from models.errors import InvalidInputError, NotFoundError
 from models.tables import Asset, Frame, Output, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from sqlalchemy.ext.asyncio import AsyncSession
 
     from compositor.design import Design
     from models.db import Database
+
+    InTransaction = Callable[[AsyncSession], Awaitable[None]]
 
 MOST_ID = 2**31 - 1
 """PostgreSQL's INTEGER."""
@@ -56,14 +60,19 @@ async def latest_runs(db: Database, frame_ids: Sequence[int]) -> dict[int, Run]:
         return {run.frame_id: run for run in await session.scalars(select(Run).where(Run.id.in_(newest)))}
 
 
-async def add_frame(db: Database, frame: Frame) -> None:
-    """Save a new frame; it has its `id` afterwards."""
+async def add_frame(db: Database, frame: Frame, before: InTransaction, after: InTransaction) -> None:
+    """Save a new frame; `before` and `after` (it has its `id` then) are done in the same transaction."""
     async with db.write() as session:
+        await before(session)
         session.add(frame)
+        await session.flush()
+        await after(session)
 
 
-async def change_frame(db: Database, frame: Frame, values: dict[str, Any]) -> Frame:
-    """Change some columns and count the revision up.
+async def change_frame(
+    db: Database, frame: Frame, values: dict[str, Any], before: InTransaction | None = None
+) -> Frame:
+    """Change some columns and count the revision up, in a transaction that begins with `before`.
 
     Raises:
         NotFoundError: it was deleted meanwhile.
@@ -72,6 +81,8 @@ async def change_frame(db: Database, frame: Frame, values: dict[str, Any]) -> Fr
     query = update(Frame).where(Frame.id == frame.id, Frame.deleted_at.is_(None))
     query = query.values(**values, revision=Frame.revision + 1, updated_at=utc_now())
     async with db.write() as session:
+        if before is not None:
+            await before(session)
         done = await session.execute(query.returning(Frame.id))
         if done.first() is None:
             raise NotFoundError

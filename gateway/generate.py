@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import re
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import structlog
 from fastapi import APIRouter, Query, Request
@@ -19,11 +17,12 @@ from gateway.auth import KnownCaller  # noqa: TC001 - as above
 from gateway.bodies import read_json
 from gateway.errors import StillRunningError, from_row
 from gateway.ledger import NewGeneration
+from gateway.replies import hash_of, idempotency_key
 from gateway.requestlog import record_of
 from gateway.responses import answer_error, answer_json
 from gateway.schemas import ERRORS, GENERATE_BODY, GeneratedAnswer, GenerationAnswer, GenerationList
 from gateway.services import services_of
-from models.errors import BadRequestError, FieldProblem, NotFoundError, UnavailableError
+from models.errors import NotFoundError, UnavailableError
 from models.logs import get_logger
 from models.tables import GenerationState
 from models.wire import SEED_COUNT, parse_input
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from models.tables import Generation
     from models.wire import JobInput
 
-IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
 GENERATION_ID = r"^gen_[0-9a-z]{26}$"
 LOOK_S = 1.0
 """How often a waiting caller's task looks up from its job to see whether the process is stopping."""
@@ -59,7 +57,7 @@ async def generate(request: Request, caller: KnownCaller) -> JSONResponse:
     _refuse_while_draining(services)
     document = await read_json(request)
     record_of(request.scope).request_body = document
-    drawing = await draw(request, caller, parse_input(document), _idempotency_key(request))
+    drawing = await draw(request, caller, parse_input(document), idempotency_key(request))
     if drawing.told is None:
         return answer_error(request.scope, StillRunningError(retry_after_s=5), generation_id=drawing.row.id)
     return _answer(request, services, drawing.told, fresh=drawing.fresh)
@@ -169,7 +167,7 @@ def _new_generation(request: Request, caller: Caller, job: JobInput, idempotency
         owner_id=caller.owner_id,
         key_id=caller.key_id,
         idempotency_key=idempotency_key,
-        request_hash=_hash(asked),
+        request_hash=hash_of(asked),
         request_id=record_of(request.scope).request_id,
         input={name: value for name, value in {**asked, "seed": seed}.items() if value is not None},
         backend=services.backend.url,
@@ -177,23 +175,8 @@ def _new_generation(request: Request, caller: Caller, job: JobInput, idempotency
     )
 
 
-def _idempotency_key(request: Request) -> str | None:
-    sent = request.headers.getlist("idempotency-key")
-    if not sent:
-        return None
-    if len(sent) > 1 or not IDEMPOTENCY_KEY.fullmatch(sent[0]):
-        reason = "must be sent once, as 1 to 255 printable ASCII characters"
-        raise BadRequestError(f"Idempotency-Key {reason}.", details=[FieldProblem("Idempotency-Key", reason)])
-    return sent[0]
-
-
 def _correlate(request: Request, job: JobInput) -> None:
     """The input's own request_id names the request where no header did."""
     if job.request_id is not None and not request.scope["igen.request_id_given"]:
         record_of(request.scope).request_id = job.request_id
         structlog.contextvars.bind_contextvars(request_id=job.request_id)
-
-
-def _hash(asked: dict[str, Any]) -> str:
-    canonical = json.dumps(asked, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()

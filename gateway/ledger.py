@@ -22,7 +22,7 @@ from models.errors import FieldProblem
 from models.tables import OPEN_STATES, Generation, GenerationState, Picture
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Sequence
     from datetime import datetime
 
     from sqlalchemy import CursorResult
@@ -111,9 +111,17 @@ class Ledger:
         """Keep the id under which the backend knows the job."""
         await self._change(lease, backend_job_id=backend_job_id)
 
-    async def complete(self, lease: Lease, output: dict[str, Any], pictures: Sequence[Picture]) -> None:
-        """End a row with its pictures, both in one transaction."""
+    async def complete(
+        self,
+        lease: Lease,
+        output: dict[str, Any],
+        pictures: Sequence[Picture],
+        before: Callable[[AsyncSession], Awaitable[None]] | None = None,
+    ) -> None:
+        """End a row with its pictures, both in one transaction, which begins with `before`."""
         async with self._db.write() as session:
+            if before is not None:
+                await before(session)
             await self._update(
                 session, lease, state=GenerationState.COMPLETED.value, output=output, finished_at=self._clock()
             )

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse  # noqa: TC002 - FastAPI reads the an
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gateway import outputtable
-from gateway.bodies import read_json
+from gateway.bodies import read_object
 from gateway.frameanswers import moment
 from gateway.frames import KnownFrame  # noqa: TC001 - as above
 from gateway.frametable import MOST_ID
@@ -172,7 +172,7 @@ async def read_chosen(request: Request) -> Chosen:
 
     """
     try:
-        chosen = Chosen.model_validate(await read_json(request))
+        chosen = Chosen.model_validate(await read_object(request))
     except ValidationError as problem:
         raise invalid_input(problem) from None
     if chosen.all == (chosen.positions is not None):
@@ -223,8 +223,7 @@ async def _table(request: Request, frame: Frame, asked: Asked) -> JSONResponse:
     rows = await outputtable.page(
         services.db,
         wanted,
-        sort=column,
-        descending=asked.sort.startswith("-"),
+        order=[(column, asked.sort.startswith("-"))],
         offset=asked.offset,
         limit=asked.limit,
     )

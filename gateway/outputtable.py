@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import exists, func, or_, select, update
+from sqlalchemy import and_, exists, func, or_, select, update
+from sqlalchemy.orm import aliased
 
 from gateway.frametable import MOST_ID
 from models.db import utc_now
@@ -27,6 +28,15 @@ SORTS: dict[str, Any] = {
     "created_at": RunItem.finished_at,
     "finished_at": RunItem.finished_at,
 }
+SEARCHES: dict[str, Any] = {
+    "product_id": RunItem.product_id,
+    "title": RunItem.fields["title"].as_string(),
+    "source_url": RunItem.image_url,
+    "state": RunItem.state,
+    "code": RunItem.code,
+    "reason": RunItem.reason,
+}
+"""Columns that can be searched one by one."""
 ZIP_PAGE = 100
 POSITIONS_AT_ONCE = 500
 """SQLite's old bound on variables of a statement is 999."""
@@ -35,11 +45,17 @@ ALL_STATES = tuple(state.value for state in ItemState)
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which rows: of a run, in some states, whose id, title or address holds a text."""
+    """Which rows: of a run, in some states, whose id, title or address holds a text, and some `SEARCHES` others."""
 
     run_id: int
     states: tuple[str, ...] = (ItemState.COMPLETED.value,)
     search: str = ""
+    columns: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def searched(self) -> bool:
+        """Whether anything is searched for."""
+        return bool(self.search or self.columns)
 
     def conditions(self, *, searched: bool = True) -> list[ColumnElement[bool]]:
         """A completed item whose outputs were all deleted is not there."""
@@ -53,6 +69,8 @@ class Wanted:
         if searched and self.search:
             texts = (RunItem.product_id, RunItem.image_url, RunItem.fields["title"].as_string())
             found.append(or_(*(text.icontains(self.search, autoescape=True) for text in texts)))
+        if searched:
+            found += [SEARCHES[name].icontains(text, autoescape=True) for name, text in self.columns]
         return found
 
 
@@ -79,12 +97,35 @@ async def count(db: Database, wanted: Wanted, *, searched: bool = True) -> int:
         return await session.scalar(query) or 0
 
 
-async def page(db: Database, wanted: Wanted, *, sort: str, descending: bool, offset: int, limit: int) -> list[Row]:
-    """Some rows in an order that is the same each time."""
-    order = SORTS[sort].desc() if descending else SORTS[sort].asc()
-    query = select(RunItem).where(*wanted.conditions()).order_by(order, RunItem.position).offset(offset).limit(limit)
+async def page(
+    db: Database, wanted: Wanted, *, order: Sequence[tuple[str, bool]], offset: int, limit: int
+) -> list[Row]:
+    """Some rows in an order that is the same each time: by some of `SORTS`, each with whether it is descending."""
+    columns = [SORTS[name].desc() if descending else SORTS[name].asc() for name, descending in order]
+    query = select(RunItem).where(*wanted.conditions()).order_by(*columns, RunItem.position)
+    query = query.offset(offset).limit(limit)
     async with db.read() as session:
         return await _with_outputs(session, await session.scalars(query))
+
+
+async def has_outputs(db: Database, wanted: Wanted, positions: Collection[int] | None, size: str | None) -> bool:
+    """Whether `walk` would come across an output, of one size if that is asked for."""
+    made = aliased(Output)  # the conditions look at outputs themselves
+    query = (
+        select(made.position)
+        .join(RunItem, and_(RunItem.run_id == made.run_id, RunItem.position == made.position))
+        .where(*wanted.conditions(), made.deleted_at.is_(None))
+        .limit(1)
+    )
+    if size is not None:
+        query = query.where(made.size == size)
+    parts = [None] if positions is None else _parts(sorted(set(positions)))
+    async with db.read() as session:
+        for part in parts:
+            some = query if part is None else query.where(made.position.in_(part))
+            if await session.scalar(some) is not None:
+                return True
+    return False
 
 
 async def find_row(db: Database, run_id: int, position: int) -> Row | None:

@@ -8,12 +8,14 @@ import binascii
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gateway.errors import BackendAnswerError, PictureStoreError
 from gateway.ids import new_id, new_picture_name
+from gateway.naming import still_there
 from gateway.png import NotPngError, png_size
 from models.db import utc_now
 from models.fetch import FetchError
@@ -23,6 +25,8 @@ from models.tables import Picture
 from models.wire import SEED_COUNT
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
     from models.fetch import SafeFetcher
     from models.store import ObjectStore
     from models.tables import Generation
@@ -65,6 +69,15 @@ class Drawn:
     seed: int
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What becomes of a finished job: what its row keeps of the output, and the rows and bytes of its pictures."""
+
+    output: dict[str, Any]
+    pictures: list[Picture]
+    drawn: list[Drawn]
+
+
 class PictureKeeper:
     """Checks and stores the pictures of finished jobs."""
 
@@ -73,11 +86,8 @@ class PictureKeeper:
         self._fetcher = fetcher
         self._max_bytes = max_bytes
 
-    async def keep(self, row: Generation, output: object) -> tuple[dict[str, Any], list[Picture]]:
-        """Store a job's pictures.
-
-        Returns:
-            What the row keeps of the output, and the rows of the pictures, not yet saved.
+    async def keep(self, row: Generation, output: object) -> Kept:
+        """Store a job's pictures; their rows are not saved yet.
 
         Raises:
             BackendAnswerError: the output is not what was asked for.
@@ -88,7 +98,21 @@ class PictureKeeper:
         seeds = _seeds(row, told)
         drawn = [await self._check(row, told, link, seed) for link, seed in zip(told.images, seeds, strict=True)]
         pictures = [await self._put(row, position, picture) for position, picture in enumerate(drawn)]
-        return _kept(told, seeds, drawn), pictures
+        return Kept(_kept(told, seeds, drawn), pictures, drawn)
+
+    async def see_to(self, session: AsyncSession, kept: Kept) -> None:
+        """To be called in the transaction that saves the rows, see `still_there`.
+
+        Raises:
+            PictureStoreError: a picture is gone and cannot be stored again.
+
+        """
+        for picture, drawn in zip(kept.pictures, kept.drawn, strict=True):
+            again = partial(self._store.put, picture.object_key, drawn.data, media_type=MEDIA_TYPE)
+            try:
+                await still_there(session, self._store, picture.object_key, again)
+            except StoreError as problem:
+                raise PictureStoreError from problem
 
     async def _check(self, row: Generation, told: BackendOutput, link: str, seed: int) -> Drawn:
         data = await self._bytes(link)

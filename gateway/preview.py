@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from compositor.design import Design  # noqa: TC001 - pydantic reads the annotation when it runs
 from compositor.feed.entries import EntryMaker
 from gateway import frametable
-from gateway.bodies import read_json
+from gateway.bodies import read_object
 from gateway.frames import KnownFrame  # noqa: TC001 - FastAPI reads the annotations when it runs
 from gateway.requestlog import record_of
 from gateway.routes import route
@@ -60,7 +60,7 @@ class Ask(BaseModel):
 async def preview(request: Request, frame: KnownFrame) -> Response:
     """The picture as a run would make it; `X-Product-ID` (percent-encoded) says of which product."""
     services = services_of(request)
-    ask = _read(await read_json(request) if await request.body() else {})
+    ask = _read(await read_object(request) if await request.body() else {})
     record_of(request.scope).request_body = ask.model_dump(mode="json", exclude_unset=True)
     if ask.design is not None:
         await frametable.check_assets(services.db, frame.owner_id, ask.design)

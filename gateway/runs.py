@@ -6,43 +6,70 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse  # noqa: TC002 - FastAPI reads the annotations when it runs
+from sqlalchemy.exc import IntegrityError
 
 from compositor import queue, runs
+from compositor.errors import RunActiveError
+from gateway.auth import KnownCaller  # noqa: TC001 - as above
 from gateway.errors import NoQueueError
 from gateway.frameanswers import moment
 from gateway.frames import KnownFrame  # noqa: TC001 - as above
 from gateway.frametable import MOST_ID
+from gateway.replies import answer_again, answer_made, asked_of, known_reply, save_reply
 from gateway.responses import answer_json
 from gateway.routes import route
+from gateway.schemas import IDEMPOTENT
 from gateway.services import services_of
 from models.errors import NotFoundError, UnavailableError
 from models.logs import get_logger
 from models.tables import RunState
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
     from compositor.runs import Counts
     from gateway.services import Services
     from models.tables import Frame, Run
 
 MOST_TICKETS = 64
+ACCEPTED = 202
 
 router = APIRouter(prefix="/api", redirect_slashes=False)
 log = get_logger(__name__)
 
 
-@route(router, "POST", "/frames/{frame_id}/runs", status=202, summary="Frame every product of the feed")
-async def start(request: Request, frame: KnownFrame) -> JSONResponse:
+@route(
+    router,
+    "POST",
+    "/frames/{frame_id}/runs",
+    status=202,
+    summary="Frame every product of the feed",
+    openapi_extra=IDEMPOTENT,
+)
+async def start(request: Request, caller: KnownCaller, frame: KnownFrame) -> JSONResponse:
     """Begin a run with the frame as it is now. 409 while one is under way."""
     services = services_of(request)
     if services.lifecycle.draining:
         raise UnavailableError(retry_after_s=2)
     redis_url = _redis_url(services)
-    run = await runs.start_run(services.db, frame)
+    asked = asked_of(request, caller, {})
+    if (known := await known_reply(services.db, asked)) is not None:
+        return answer_again(request, known)
+    base, none_yet = services.settings.public_base, runs.Counts(0, 0, 0, 0, 0, 0)
+
+    async def after(session: AsyncSession, run: Run) -> None:
+        await save_reply(session, asked, ACCEPTED, tell_run(run, none_yet, base))
+
+    try:
+        run = await runs.start_run(services.db, frame, after=after)
+    except (IntegrityError, RunActiveError):
+        if (known := await known_reply(services.db, asked)) is None:
+            raise
+        return answer_again(request, known)  # another request with the same key was first
     log.info("run_started", run_id=run.id, frame_id=frame.id)
     if not await queue.enqueue_ingest(redis_url, run.id):
         log.warning("run_waits_for_queue", run_id=run.id)  # the reconciler asks again from the row
-    told = await _told(services, run)
-    return answer_json(request.scope, told, status=202, headers={"Location": told["url"]})
+    return answer_made(request, ACCEPTED, tell_run(run, none_yet, base))
 
 
 @route(router, "GET", "/frames/{frame_id}/runs", summary="List a frame's runs, newest first")
@@ -73,9 +100,10 @@ async def cancel(request: Request, frame: KnownFrame, run_id: str) -> JSONRespon
     """End a run at once; what is done stays done, and nothing is published."""
     services = services_of(request)
     run = await find_run(services, frame, run_id)
-    return answer_json(
-        request.scope, await _told(services, await runs.cancel_run(services.db, frame.owner_id, run.id))
-    )
+    ended = await runs.cancel_run(services.db, frame.owner_id, run.id)
+    if services.settings.redis_url is not None and run.snapshot.get("webhook_url"):
+        await queue.enqueue_webhook(_redis_url(services), run.id)  # else the reconciler asks, a minute later
+    return answer_json(request.scope, await _told(services, ended))
 
 
 @route(router, "POST", "/frames/{frame_id}/runs/{run_id}/retry", status=202, summary="Try a run's failures again")
@@ -127,10 +155,25 @@ def tell_run(run: Run, counts: Counts, base: str) -> dict[str, Any]:
         "waiting": counts.waiting,
         "partial": run.partial,
         "error": None if run.error_code is None else {"code": run.error_code, "message": run.error},
+        "webhook": _tell_webhook(run),
         "feed_url": run.feed_url,
         "created_at": moment(run.created_at),
         "started_at": moment(run.started_at),
         "finished_at": moment(run.finished_at),
+    }
+
+
+def _tell_webhook(run: Run) -> dict[str, Any] | None:
+    """What became of the word of the run's end; None where nobody is to be told."""
+    if not run.snapshot.get("webhook_url"):
+        return None
+    ended = "delivered" if run.webhook_error is None else "given_up"
+    return {
+        "state": "pending" if run.webhook_sent_at is None else ended,
+        "attempts": run.webhook_attempts,
+        "error": run.webhook_error,
+        "next_at": moment(run.webhook_next_at),
+        "ended_at": moment(run.webhook_sent_at),
     }
 
 

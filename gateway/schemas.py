@@ -102,6 +102,17 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorEnvelope, "description": reason} for status, reason in _REASONS.items()
 }
 
+IDEMPOTENT: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "required": False,
+            "description": "A retry with the same key and body joins the first request or gets its answer again.",
+            "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+        }
+    ],
+}
 GENERATE_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -112,13 +123,5 @@ GENERATE_BODY: dict[str, Any] = {
             }
         },
     },
-    "parameters": [
-        {
-            "name": "Idempotency-Key",
-            "in": "header",
-            "required": False,
-            "description": "A retry with the same key and body joins the first request or gets its answer again.",
-            "schema": {"type": "string", "minLength": 1, "maxLength": 255},
-        }
-    ],
+    **IDEMPOTENT,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import signal
 import socket
@@ -23,6 +24,7 @@ BACKLOG = 2048
 WS_MAX_BYTES = 4096
 WS_MAX_QUEUE = 4
 """Clients of the progress socket have nothing to say."""
+REFUSED = "ASGI callable returned without completing handshake."
 AFTER_DRAIN_S = 5
 """For the last answers to be written, after the callers' time is over."""
 
@@ -46,6 +48,7 @@ class GatewayServer(uvicorn.Server):
                 timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + AFTER_DRAIN_S,
             )
         )
+        logging.getLogger("uvicorn.error").addFilter(_is_no_refusal)
         self._app = app
         self._drain_seconds = settings.drain_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -67,6 +70,11 @@ class GatewayServer(uvicorn.Server):
         services = getattr(self._app.state, "services", None)
         if services is not None:
             services.lifecycle.drain(self._drain_seconds)
+
+
+def _is_no_refusal(record: logging.LogRecord) -> bool:
+    """Uvicorn takes a WebSocket that was refused with an answer for an app's fault; our own line tells of it."""
+    return record.msg != REFUSED
 
 
 def bind(settings: GatewaySettings) -> socket.socket:

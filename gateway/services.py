@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.errors import BusyError
+from gateway.errors import BusyError, OwnerLimitError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from gateway.breaker import Breaker
     from gateway.composer import Composer
     from gateway.health import Health
+    from gateway.housekeeping import Housekeeper
     from gateway.keys import Keys
     from gateway.ledger import Ledger
     from gateway.metrics import Metrics
@@ -83,6 +85,44 @@ class Admission:
             self._gauge.set(self._waiting)
 
 
+class OwnerLimit:
+    """How many things of a kind each owner may have under way in this process."""
+
+    def __init__(self, limit: int, what: str) -> None:
+        self._limit = limit
+        self._what = what
+        self._under_way: Counter[str] = Counter()
+
+    @contextmanager
+    def enter(self, owner_id: str) -> Iterator[None]:
+        """Take one of the owner's places until the end of the block; errors as `take`."""
+        self.take(owner_id)
+        try:
+            yield
+        finally:
+            self.give_back(owner_id)
+
+    def take(self, owner_id: str) -> None:
+        """Take one of the owner's places, to be given back.
+
+        Raises:
+            OwnerLimitError: all are taken.
+
+        """
+        if self._under_way[owner_id] >= self._limit:
+            raise OwnerLimitError(
+                f"You have {self._limit} {self._what} under way already. Try again when one has ended.",
+                retry_after_s=BUSY_RETRY_S,
+            )
+        self._under_way[owner_id] += 1
+
+    def give_back(self, owner_id: str) -> None:
+        """Give a place back."""
+        self._under_way[owner_id] -= 1
+        if not self._under_way[owner_id]:
+            del self._under_way[owner_id]
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """What handlers need. Nothing here outlives the process; rows and objects do."""
@@ -96,6 +136,8 @@ class Services:
     backend: Backend
     breaker: Breaker
     admission: Admission
+    zips: OwnerLimit
+    uploads: OwnerLimit
     lifecycle: Lifecycle
     health: Health
     metrics: Metrics
@@ -103,6 +145,7 @@ class Services:
     fetcher: SafeFetcher
     composer: Composer
     sweeper: Sweeper
+    housekeeper: Housekeeper
     previewer: Previewer
     hub: ProgressHub
     tickets: Tickets

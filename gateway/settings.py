@@ -76,6 +76,20 @@ class GatewaySettings(ServiceSettings):
     )
     max_body_bytes: int = Field(1024 * 1024, ge=1024, description="Longest request body, in bytes; longer gets 413.")
     preview_processes: int = Field(2, ge=1, le=64, description="Previews of a frame that are drawn at once.")
+    max_zips: int = Field(
+        4, ge=1, le=1000, description="Archives that one owner may download at once; more get 429 with Retry-After."
+    )
+    max_uploads: int = Field(
+        4, ge=1, le=1000, description="Uploads that one owner may send at once; more get 429 with Retry-After."
+    )
+    keep_runs: int = Field(10, ge=1, description="Newest runs of each frame that are kept, however old they are.")
+    keep_days: float = Field(
+        30,
+        gt=0,
+        le=36_500,
+        description="Days that any run is kept, and a product's picture that no kept run uses. A frame's published "
+        "run is always kept.",
+    )
     generation_timeout: float = Field(
         300, gt=0, le=86_400, description="Seconds from a request to its end; then the job is cancelled and 504 sent."
     )

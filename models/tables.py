@@ -18,6 +18,7 @@ from sqlalchemy import (
     String,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -31,6 +32,9 @@ NAMING = {
     "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
     "pk": "pk_%(table_name)s",
 }
+
+SOURCED = text("source_key IS NOT NULL")
+DELETED = text("deleted_at IS NOT NULL")
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -235,6 +239,8 @@ class Frame(Base):
     refresh_seconds: Mapped[int | None] = mapped_column(Integer)
     next_refresh_at: Mapped[datetime | None] = mapped_column(index=True)
     webhook_url: Mapped[str | None] = mapped_column(String(2048))
+    webhook_secret: Mapped[str | None] = mapped_column(String(64))
+    """What webhooks are signed with, once the owner has asked for a new one; before, it is worked out of `secret`."""
     published_run_id: Mapped[int | None] = mapped_column(Integer)
     """The run whose feed `feed_token` names now."""
     created_at: Mapped[datetime]
@@ -271,7 +277,11 @@ class Run(Base):
     """
 
     __tablename__ = "runs"
-    __table_args__ = (Index(None, "frame_id", "id"), Index(None, "state", "lease_expires_at"))
+    __table_args__ = (
+        Index(None, "frame_id", "id"),
+        Index(None, "state", "lease_expires_at"),
+        Index(None, "finished_at"),
+    )
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     frame_id: Mapped[int] = mapped_column(ForeignKey("frames.id"))
@@ -299,6 +309,10 @@ class Run(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     webhook_sent_at: Mapped[datetime | None]
+    """When the word of its end was delivered, or given up: then `webhook_error` says why."""
+    webhook_attempts: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    webhook_next_at: Mapped[datetime | None]
+    webhook_error: Mapped[str | None] = mapped_column(String(255))
 
 
 class ItemState(StrEnum):
@@ -345,6 +359,8 @@ class RunItem(Base):
         CheckConstraint("state IN ('waiting', 'completed', 'failed', 'skipped')", name="state"),
         Index(None, "run_id", "product_id"),
         Index(None, "run_id", "state"),
+        # an entry that comes in has no source yet, so that writing a million of them does not touch this one
+        Index(None, "source_key", sqlite_where=SOURCED, postgresql_where=SOURCED),
     )
 
     run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"), primary_key=True)
@@ -370,7 +386,10 @@ class Output(Base):
     """
 
     __tablename__ = "outputs"
-    __table_args__ = (Index(None, "frame_id", "run_id"),)
+    __table_args__ = (
+        Index(None, "frame_id", "run_id"),
+        Index("ix_outputs_deleted", "frame_id", "object_key", sqlite_where=DELETED, postgresql_where=DELETED),
+    )
 
     run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"), primary_key=True)
     position: Mapped[int] = mapped_column(Integer, primary_key=True)
@@ -398,9 +417,23 @@ class Source(Base):
     etag: Mapped[str | None] = mapped_column(String(512))
     last_modified: Mapped[str | None] = mapped_column(String(64))
     sha256: Mapped[str] = mapped_column(String(64))
-    object_key: Mapped[str] = mapped_column(String(255))
+    object_key: Mapped[str] = mapped_column(String(255), index=True)
     bytes: Mapped[int] = mapped_column(Integer)
     checked_at: Mapped[datetime]
+    """When its answer last was another than before; a 304 leaves it."""
+
+
+class Reply(Base):
+    """The answer that a caller's Idempotency-Key began, saved with what it made, to be given again word for word."""
+
+    __tablename__ = "replies"
+
+    owner_id: Mapped[str] = mapped_column(ForeignKey("users.id"), primary_key=True)
+    idempotency_key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    request_hash: Mapped[str] = mapped_column(String(64))
+    status: Mapped[int] = mapped_column(Integer)
+    body: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(index=True)
 
 
 class Lease(Base):

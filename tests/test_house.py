@@ -39,6 +39,7 @@ BEHAVIOURS = {
     "compositor/test_whole_runs",
     "gateway/test_idempotency",
     "gateway/test_recovery",
+    "gateway/test_sweeping_beside_runs",
     "inference/test_runpod_client",
 }
 # written in pieces, so that this file passes its own test

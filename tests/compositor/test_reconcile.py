@@ -109,3 +109,30 @@ async def test_a_refresh_is_started_once_and_not_beside_a_run(rig: Rig, queues: 
         due = (await session.get_one(Frame, frame.id)).next_refresh_at
     assert due is not None
     assert due > utc_now() + timedelta(seconds=3000)
+
+
+async def test_webhooks_are_asked_for_when_due_and_until_they_are_over(rig: Rig, queues: Queues) -> None:
+    clock = Clock()
+    reconciler = Reconciler(rig.db, queues, clock=clock)
+    run = await start_run(rig.db, await rig.frame(webhook_url="http://hook.example/"))
+    silent = await start_run(rig.db, await rig.frame())
+    now = clock()
+
+    async def asked(**values: Any) -> dict[tuple[str, int], int]:
+        ended = {"state": "completed", "finished_at": now - timedelta(seconds=90), **values}
+        for each in (run, silent):
+            await set_run(rig, each, **ended)
+        await reconciler.reconcile()
+        await reconciler.reconcile()
+        found = queues.asked()
+        queues.connection.flushall()
+        return found
+
+    once = {("webhook", run.id): 1}
+    assert await asked(finished_at=now - timedelta(seconds=30)) == {}, "whoever ended it asks for the first"
+    assert await asked() == once, "that was lost"
+    assert await asked(finished_at=now - timedelta(hours=7)) == {}, "nobody wants to hear of it any more"
+    assert await asked(webhook_attempts=1, webhook_next_at=now + timedelta(seconds=30)) == {}
+    assert await asked(webhook_next_at=now - timedelta(seconds=1)) == once
+    assert await asked(finished_at=now - timedelta(hours=7)) == once, "tries that have begun go to their end"
+    assert await asked(webhook_sent_at=now, webhook_next_at=None) == {}

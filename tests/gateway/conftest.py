@@ -21,6 +21,7 @@ from gateway.keys import Keys
 from gateway.server import GatewayServer
 from gateway.settings import GatewaySettings
 from models.db import Database
+from models.migrations import upgrade
 from models.tables import Generation, RequestLog
 from tests.fakes_composer import FakeComposer
 from tests.support.compositor_rig import RedisProcess
@@ -192,6 +193,15 @@ async def other_key(database: str, key: str) -> str:  # noqa: F811 - the fixture
     made = await keys.create(await keys.user("somebody else"), "other")
     await db.close()
     return made.text
+
+
+@pytest.fixture
+async def either_database(database_url: str) -> str:  # noqa: F811 - the fixture
+    """A fresh database on SQLite, then on PostgreSQL."""
+    db = Database(database_url)
+    await upgrade(db)
+    await db.close()
+    return database_url
 
 
 StartGateway = Callable[..., Awaitable[RunningGateway]]

@@ -47,7 +47,9 @@ async def test_some_outputs_by_search_size_and_position(framing: RunningGateway)
     body = {"positions": [1], "size": "original"}
     posted = archive(await framing.request("POST", f"{address}/outputs/zip", json=body))
     assert list(posted) == ["000002_sku-1.jpg"]
-    assert (await framing.request("GET", f"{address}/outputs.zip?search=nothing")).status == 422
+    for nothing in ("search=nothing", "positions=77", "size=other", "positions=0&size=other"):
+        refused = await framing.request("GET", f"{address}/outputs.zip?{nothing}")
+        assert (refused.status, refused.code) == (422, "invalid_input"), nothing
 
 
 async def test_names_cannot_climb_out_and_a_lost_object_is_told(framing: RunningGateway) -> None:

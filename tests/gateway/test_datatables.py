@@ -37,6 +37,37 @@ async def test_the_total_is_that_before_the_search(framing: RunningGateway) -> N
     assert (reply["recordsTotal"], reply["recordsFiltered"], len(reply["data"])) == (12, 3, 3)
 
 
+async def test_several_columns_sort_one_after_the_other(framing: RunningGateway) -> None:
+    address = await seeded(framing)
+    query = {
+        "columns[0][data]": "state",
+        "columns[1][data]": "product_id",
+        "state": "all",
+        "length": "3",
+        "order[0][column]": "0",
+        "order[0][dir]": "desc",
+        "order[1][column]": "1",
+        "order[1][dir]": "desc",
+    }
+    rows = (await framing.request("GET", address, params=query)).json["data"]
+    assert [row["product_id"] for row in rows] == ["sku-13", "sku-12", "sku-9"]
+    query["order[1][dir]"] = "asc"
+    rows = (await framing.request("GET", address, params=query)).json["data"]
+    assert [row["product_id"] for row in rows] == ["sku-13", "sku-12", "sku-0"]
+
+
+async def test_one_column_is_searched_by_itself(framing: RunningGateway) -> None:
+    address = await seeded(framing)
+    query = {**COLUMNS, "columns[0][search][value]": "sku-1", "columns[2][search][value]": "left out"}
+    reply = (await framing.request("GET", address, params=query)).json
+    assert (reply["recordsTotal"], reply["recordsFiltered"], len(reply["data"])) == (12, 3, 3)
+    query["columns[1][search][value]"] = "/11.jpg"
+    reply = (await framing.request("GET", address, params=query)).json
+    assert [row["product_id"] for row in reply["data"]] == ["sku-11"]
+    query["search[value]"] = "number 10"
+    assert (await framing.request("GET", address, params=query)).json["recordsFiltered"] == 0
+
+
 async def test_all_rows_and_odd_values(framing: RunningGateway) -> None:
     address = await seeded(framing)
     assert len((await framing.request("GET", address, params={"length": "-1"})).json["data"]) == 12

@@ -56,6 +56,31 @@ class TestEveryStore:
         await put(store, "objects/ab/cd/x.png", data)
         assert await store.get("objects/ab/cd/x.png") == data
 
+    async def test_a_file_is_adopted_and_borrowed(self, store: ObjectStore, tmp_path: Path) -> None:
+        data, file, again = os.urandom(300_000), tmp_path / "fetched", tmp_path / "again"
+        file.write_bytes(data)
+        for _ in range(2):  # over itself as well
+            await store.adopt_file("sources/ab/x.bin", file, media_type=PNG)
+            assert await keys(store) == {"sources/ab/x.bin"}
+        file.unlink()
+        assert await store.get("sources/ab/x.bin") == data
+        await store.borrow_file("sources/ab/x.bin", again)
+        await store.delete("sources/ab/x.bin")
+        assert again.read_bytes() == data
+        with pytest.raises(ObjectMissingError):
+            await store.borrow_file("sources/ab/x.bin", tmp_path / "none")
+        with pytest.raises(ObjectMissingError):
+            await store.borrow_file("none/of/it", tmp_path / "none")
+
+    async def test_the_sizes_of_many(self, store: ObjectStore) -> None:
+        wanted = {f"many/{number:02}": number for number in range(40)}
+        for key, size in wanted.items():
+            await put(store, key, b"x" * size)
+        assert await store.sizes([*wanted, "many/none", "no/folder"]) == wanted
+        assert await store.sizes([]) == {}
+        with pytest.raises(InvalidKeyError):
+            await store.sizes(["../etc/passwd"])
+
     async def test_files_go_in_and_out_in_pieces(self, store: ObjectStore, tmp_path: Path) -> None:
         data = os.urandom(PIECE_BYTES + 4_000_000)
         (tmp_path / "in").write_bytes(data)

@@ -11,13 +11,16 @@ from pydantic import BaseModel, ValidationError
 
 from models.errors import InvalidInputError
 from models.wire import (
+    HiresInput,
     JobAnswer,
     JobInput,
     JobRequest,
     JobState,
+    LoraInput,
     Policy,
     S3Config,
     invalid_input,
+    names_of,
     parse_input,
 )
 
@@ -48,13 +51,33 @@ GOOD: list[tuple[str, Any]] = [
     *(("seed", 0), ("seed", 2**32 - 1), ("seed", None), ("num_images", 1), ("num_images", 16)),
     *(("scheduler", "e"), ("scheduler", "x" * 64), ("scheduler", None), ("strict", True), ("strict", False)),
     *(("request_id", "a"), ("request_id", "A0_.-z"), ("request_id", "x" * 128), ("request_id", None)),
-    *(("image_url", "https://x/"), ("image_url", "x" * 4096), ("strength", 0), ("strength", 1.0)),
+    *(("image", "https://x/"), ("image", "https://x/" + "x" * 4086), ("image", "x" * 10_000), ("image", None)),
+    *(("mask", "data:image/png;base64,AAAA"), ("mask", None), ("strength", 0), ("strength", 1.0)),
     *(
         ("refiner_inference_steps", 0),
         ("refiner_inference_steps", 150),
         ("high_noise_frac", 0.0),
         ("high_noise_frac", 1),
     ),
+    *(
+        ("refiner", "r"),
+        ("refiner", None),
+        ("refiner_negative_prompt", ""),
+        ("checkpoint", "a b"),
+        ("checkpoint", None),
+    ),
+    *(
+        ("style", ()),
+        ("style", ("a",)),
+        ("style", ("a",) * 8),
+        ("prompt_syntax", "a1111"),
+        ("prompt_syntax", "plain"),
+    ),
+    *(("loras", ()), ("loras", (LoraInput(name="a", scale=-4), LoraInput(name="b", scale=4)))),
+    *(("hires", None), ("hires", HiresInput(scale=4.0)), ("hires", HiresInput(width=64, height=4096, steps=1))),
+    *(("output_format", "png"), ("output_format", "jpeg"), ("output_format", "webp"), ("metadata", False)),
+    *(("quality", 1), ("quality", 100), ("quality", None), ("preview_every", 0), ("preview_every", 150)),
+    *(("deadline_s", 0.001), ("deadline_s", 604_800), ("deadline_s", None)),
 ]
 BAD: list[tuple[str, Any]] = [
     *(("prompt", bad) for bad in ("", "  \n ", "x" * 1001, None, 5, True, ["a"], {"a": 1}, 1.5)),
@@ -69,11 +92,24 @@ BAD: list[tuple[str, Any]] = [
     *(("scheduler", bad) for bad in ("", "x" * 65, 5, True, "a\0b")),
     *(("strict", bad) for bad in (0, 1, "true", None)),
     *(("request_id", bad) for bad in ("", "x" * 129, "-a", ".a", "a/b", "a b", "a\n", "ä", 5, "../x")),
-    *(("image_url", bad) for bad in ("x" * 4097, 5, "a\0")),
+    *(("image", bad) for bad in ("", " ", "https://" + "x" * 4089, "HTTPS://a\0", 5, [1])),
+    *(("mask", bad) for bad in ("", "http://" + "x" * 4090, 5)),
     *(("strength", bad) for bad in (-0.01, 1.01, NAN, True, "0.5")),
     *(("refiner_inference_steps", bad) for bad in (-1, 151, True, 1.0)),
     *(("high_noise_frac", bad) for bad in (-0.01, 1.01, INFINITY, True, "0.5")),
-    *(("Prompt", "a"), ("steps", 3), ("n", 1), ("negative_promt", "typo")),
+    *(("refiner", bad) for bad in ("", 5, "x" * 201)),
+    *(("refiner_negative_prompt", bad) for bad in (5, "x" * 1001, "a\0")),
+    *(("checkpoint", bad) for bad in ("", 5, "x" * 201, "a\0")),
+    *(("style", bad) for bad in (5, ["a"] * 9, {"a": 1})),
+    *(("prompt_syntax", bad) for bad in ("compel", None, 1)),
+    *(("loras", bad) for bad in ([{"name": "a"}] * 2, [{"name": str(i)} for i in range(9)], "a", 5)),
+    *(("hires", bad) for bad in (True, 2, [2], {"scale": 2, "width": 64}, {"scale": 2.0, "height": 64})),
+    *(("output_format", bad) for bad in ("gif", "PNG", None, 1)),
+    *(("quality", bad) for bad in (0, 101, True, "90", 9.0)),
+    *(("metadata", bad) for bad in (0, "false", None)),
+    *(("preview_every", bad) for bad in (-1, 151, True, "1", None)),
+    *(("deadline_s", bad) for bad in (0, -1, 604_801, NAN, INFINITY, True, "5")),
+    *(("Prompt", "a"), ("step", 3), ("num", 1), ("negative_promt", "typo")),
 ]
 
 
@@ -141,6 +177,119 @@ def test_defaults_and_spaces() -> None:
 def test_ignored_fields() -> None:
     sent = {"prompt": "a", "strength": 0.0, "refiner_inference_steps": 0, "high_noise_frac": 0.8}
     assert parse_input(sent).ignored_fields() == ["strength", "refiner_inference_steps", "high_noise_frac"]
+
+
+NAMES = [(field, name) for field in JobInput.model_fields for name in names_of(field)[1:]]
+VALUES: dict[str, Any] = {
+    "style": ["anime"],
+    "num_inference_steps": 3,
+    "guidance_scale": 2.5,
+    "num_images": 2,
+    "image": "AAAA",
+    "mask": "AAAA",
+    "strength": 0.4,
+    "refiner_inference_steps": 7,
+    "high_noise_frac": 0.5,
+    "output_format": "webp",
+    "quality": 80,
+}
+
+
+@pytest.mark.parametrize(("field", "name"), NAMES)
+def test_peers_names_mean_the_field(field: str, name: str) -> None:
+    value = VALUES.get(field, "euler")
+    assert parse_input({"prompt": "a", name: value}) == parse_input({"prompt": "a", field: value})
+    assert parse_input({"prompt": "a", name: None, field: value}) == parse_input({"prompt": "a", field: value})
+
+
+@pytest.mark.parametrize(("field", "name"), NAMES)
+def test_two_names_of_one_field_are_refused_and_both_named(field: str, name: str) -> None:
+    value = VALUES.get(field, "euler")
+    with pytest.raises(InvalidInputError) as caught:
+        parse_input({"prompt": "", field: value, name: value})
+    assert {problem.field for problem in caught.value.details} == {field, name, "prompt"}
+    assert f"{field} and {name} are names of one field" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("sampler", "spacing", "expected"),
+    [
+        ("DPM++ 2M", "Karras", "DPM++ 2M Karras"),
+        ("DPM++ 2M", "Automatic", "DPM++ 2M Karras"),
+        ("DPM++ 2M Karras", "karras", "DPM++ 2M Karras"),
+        ("DPM++ 2M", "Uniform", "DPM++ 2M"),
+        ("Euler a", "Automatic", "Euler a"),
+        ("Euler a", None, "Euler a"),
+    ],
+)
+def test_automatic1111s_sampler_and_spacing_are_one_scheduler(sampler: str, spacing: str, expected: str) -> None:
+    assert parse_input({"prompt": "a", "sampler_name": sampler, "scheduler": spacing}).scheduler == expected
+
+
+def test_a_wrong_value_is_reported_under_the_name_that_was_sent() -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        parse_input({"prompt": "a", "steps": 0, "cfg_scale": 99})
+    assert [problem.field for problem in caught.value.details] == ["steps", "cfg_scale"]
+
+
+@pytest.mark.parametrize(
+    ("hires", "field"),
+    [
+        ({"scale": 1.0}, "hires.scale"),
+        ({"scale": 4.01}, "hires.scale"),
+        ({"width": 100}, "hires.width"),
+        ({"steps": 0}, "hires.steps"),
+        ({"strength": 0.0}, "hires.strength"),
+        ({"upscaler": "esrgan"}, "hires.upscaler"),
+        ({"size": 2}, "hires.size"),
+    ],
+)
+def test_a_wrong_field_of_the_hires_pass_is_named(hires: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        parse_input({"prompt": "a", "hires": hires})
+    assert [problem.field for problem in caught.value.details] == [field]
+
+
+@pytest.mark.parametrize("scale", [4.1, -4.1, "1", True, NAN])
+def test_a_loras_scale_is_bounded(scale: object) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        parse_input({"prompt": "a", "loras": [{"name": "a"}, {"name": "b", "scale": scale}]})
+    assert [problem.field for problem in caught.value.details] == ["loras.1.scale"]
+
+
+def test_a_request_of_worker_sdxl_stays_valid() -> None:
+    sent = {
+        "prompt": "a cat",
+        "negative_prompt": None,
+        "height": 1024,
+        "width": 1024,
+        "num_inference_steps": 25,
+        "refiner_inference_steps": 50,
+        "guidance_scale": 7.5,
+        "strength": 0.3,
+        "seed": None,
+        "scheduler": "DDIM",
+        "num_images": 1,
+        "image_url": None,
+        "high_noise_frac": None,
+    }
+    request = JobRequest.model_validate_json(json.dumps({"input": sent}))
+    assert request.input.ignored_fields() == ["strength", "refiner_inference_steps"]
+
+
+def test_fields_with_an_image_a_refiner_and_a_lossy_format_are_not_ignored() -> None:
+    sent = {"prompt": "a", "image": "AAAA", "strength": 0.3, "refiner": "r", "high_noise_frac": 0.5, "quality": 5}
+    assert parse_input({**sent, "format": "jpg"}).ignored_fields() == []
+    assert parse_input(sent).ignored_fields() == ["quality"]
+
+
+def test_what_was_dumped_can_be_read_again() -> None:
+    sent = parse_input({"prompt": "a", "styles": "x", "steps": 3, "loras": [{"name": "l"}], "hires": {"scale": 2}})
+    assert JobInput(**sent.model_dump(mode="json")) == sent
+
+
+def test_a_picture_in_the_request_stays_out_of_repr() -> None:
+    assert "AAAA" not in repr(parse_input({"prompt": "a", "image": "AAAA", "mask": "AAAA"}))
 
 
 def test_wire_types_are_frozen() -> None:

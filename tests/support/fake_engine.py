@@ -5,25 +5,32 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from inference.engine.types import (
     Cancelled,
+    CannotStartInTimeError,
     CheckpointDefaults,
     Completed,
+    DeadlineMissedError,
     EngineError,
     EngineFullError,
     EngineInfo,
     EngineJob,
     EngineStats,
     Failed,
+    LoraUsed,
     PictureDone,
     PictureSpec,
+    Predicted,
+    Previewed,
     Progressed,
     Started,
+    UnknownCheckpointError,
+    UnknownLoraError,
     UnknownSchedulerError,
 )
 
@@ -47,6 +54,17 @@ DEFAULT_INFO = EngineInfo(
     versions={"fake": "1"},
     scheduler_aliases=tuple(ALIASES),
 )
+OTHER = replace(
+    DEFAULT_INFO,
+    checkpoint="other",
+    sha256="1" * 64,
+    demonstration=False,
+    defaults=CheckpointDefaults(128, 128, 2, 1.0, "ddim", ""),
+    schedulers=("ddim",),
+    scheduler_aliases=(),
+)
+REFINER = replace(DEFAULT_INFO, checkpoint="fake-refiner", sha256="2" * 64)
+LORAS = {"red": "a" * 64, "blue": "b" * 64}
 
 
 def colour_of(seed: int) -> tuple[int, int, int]:
@@ -64,6 +82,7 @@ class _Ticket:
     slots: dict[int, int] = field(default_factory=dict)  # picture index -> steps done
     done: int = 0
     steps_done: int = 0
+    previews: int = 0
 
     @property
     def steps(self) -> int:
@@ -73,8 +92,11 @@ class _Ticket:
 class FakeEngine:
     """Satisfies `inference.engine.types.Engine`.
 
-    `failures` maps a prompt to the error its job ends with after its first step. `hold()` freezes every step until
-    `release()`, so that a test can look at a queue that stands still. `drawn` and `cancelled` say what happened.
+    There are the checkpoints `fake` and `other` (whose hash is known once it has drawn), the refiner `fake-refiner`
+    and the LoRAs `red` and `blue`. A picture that starts from another keeps it where the mask is black, and without
+    a mask in its left half. `wait_s` is what admission predicts. `failures` maps a prompt to the error its job ends
+    with after its first step. `hold()` freezes every step until `release()`, so that a test can look at a queue that
+    stands still. `drawn` and `cancelled` say what happened.
     """
 
     def __init__(
@@ -87,6 +109,7 @@ class FakeEngine:
         failures: Mapping[str, EngineError] | None = None,
         info: EngineInfo = DEFAULT_INFO,
         noise: bool = False,
+        wait_s: float | None = None,
     ) -> None:
         self.info = info
         self.drawn: list[PictureSpec] = []
@@ -100,6 +123,8 @@ class FakeEngine:
         self._retry_after_s = retry_after_s
         self._failures = dict(failures or {})
         self._noise = noise
+        self.wait_s = wait_s
+        self._loaded = {"", info.checkpoint}
         self._changed = threading.Condition()
         self._tickets: dict[str, _Ticket] = {}
         self._to_cancel: set[str] = set()
@@ -117,11 +142,32 @@ class FakeEngine:
             self._held = False
             self._changed.notify_all()
 
+    def describe(self, checkpoint: str = "") -> EngineInfo:
+        known = {"": self.info, self.info.checkpoint: self.info, "other": OTHER, "fake-refiner": REFINER}
+        if checkpoint not in known:
+            raise UnknownCheckpointError(f"no checkpoint is called '{checkpoint}'")
+        return known[checkpoint] if checkpoint in self._loaded else replace(known[checkpoint], sha256="")
+
+    def checkpoints(self) -> tuple[str, ...]:
+        return (self.info.checkpoint, "other")
+
+    def refiners(self) -> tuple[str, ...]:
+        return ("fake-refiner",)
+
+    def loras(self) -> tuple[str, ...]:
+        return tuple(LORAS)
+
+    def _check_names(self, spec: PictureSpec) -> None:
+        info = self.describe(spec.checkpoint)
+        name = spec.scheduler.strip().lower()
+        if ALIASES.get(name, name) not in info.schedulers:
+            raise UnknownSchedulerError(f"scheduler '{spec.scheduler}' is not one of {', '.join(info.schedulers)}")
+        for lora in spec.loras:
+            if lora.name not in LORAS:
+                raise UnknownLoraError(f"no LoRA is called '{lora.name}'")
+
     def submit(self, job: EngineJob, listener: Callable[[EngineEvent], None]) -> None:
-        for spec in job.pictures:
-            name = spec.scheduler.lower()
-            if ALIASES.get(name, name) not in SCHEDULERS:
-                raise UnknownSchedulerError(f"scheduler '{spec.scheduler}' is not one of {', '.join(SCHEDULERS)}")
+        self._check_names(job.pictures[0])
         with self._changed:
             if self._closing:
                 raise EngineError("the engine is shutting down")
@@ -130,6 +176,8 @@ class FakeEngine:
             waiting = self._waiting_count()
             if waiting + len(job.pictures) > self._max_waiting:
                 raise EngineFullError(waiting, self._retry_after_s)
+            if self.wait_s is not None and job.start_within_s is not None and self.wait_s > job.start_within_s:
+                raise CannotStartInTimeError(waiting, self.wait_s, job.start_within_s)
             ticket = _Ticket(job, listener, time.monotonic(), waiting=deque(range(len(job.pictures))))
             self._tickets[job.id] = ticket
             self.submitted.append(job)
@@ -171,17 +219,29 @@ class FakeEngine:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closing or self._to_cancel or (self._tickets and not self._held))
+                self._changed.wait_for(self._has_work, timeout=0.05)
                 if self._closing:
                     break
             self._cancel_asked()
-            if self._held:
+            self._drop_late()
+            if self._held or not self._tickets:
                 continue
             self._admit()
             time.sleep(self._step_s)
             self._step()
         for ticket in list(self._tickets.values()):
             self._end(ticket, Failed(ticket.job.id, EngineError("the server is shutting down")))
+
+    def _has_work(self) -> bool:
+        return bool(self._closing or self._to_cancel or (self._tickets and not self._held))
+
+    def _drop_late(self) -> None:
+        now = time.monotonic()
+        for ticket in list(self._tickets.values()):
+            deadline = ticket.job.start_within_s
+            if ticket.started is None and deadline is not None and now - ticket.submitted > deadline:
+                late = DeadlineMissedError(f"drawing did not begin within {deadline:g} s")
+                self._end(ticket, Failed(ticket.job.id, late))
 
     def _cancel_asked(self) -> None:
         with self._changed:
@@ -199,6 +259,8 @@ class FakeEngine:
                 free -= 1
                 if ticket.started is None:
                     ticket.started = time.monotonic()
+                    first = ticket.job.pictures[0]
+                    self._loaded |= {first.checkpoint, first.refiner.checkpoint if first.refiner else ""}
                     ticket.listener(Started(ticket.job.id))
 
     def _step(self) -> None:
@@ -216,6 +278,8 @@ class FakeEngine:
             if failure is not None:
                 self._end(ticket, Failed(job.id, failure))
                 return
+            if job.preview_every and ticket.slots[index] % job.preview_every == 0:
+                ticket.listener(self._preview(ticket, index))
             if ticket.slots[index] >= job.pictures[index].steps:
                 del ticket.slots[index]
                 ticket.done += 1
@@ -223,8 +287,26 @@ class FakeEngine:
                 ticket.listener(self._picture(job, index))
         ticket.listener(Progressed(job.id, ticket.steps_done, ticket.steps, 0.1))
         if ticket.done == len(job.pictures) and ticket.started is not None:
-            now = time.monotonic()
-            self._end(ticket, Completed(job.id, ticket.started - ticket.submitted, now - ticket.started))
+            self._end(ticket, self._completed(ticket, ticket.started))
+
+    def _completed(self, ticket: _Ticket, started: float) -> Completed:
+        first = ticket.job.pictures[0]
+        return Completed(
+            ticket.job.id,
+            started - ticket.submitted,
+            time.monotonic() - started,
+            device_s=self._step_s * ticket.steps,
+            predicted=Predicted(self.wait_s, self._step_s * ticket.steps),
+            checkpoint=self.describe(first.checkpoint),
+            refiner=self.describe(first.refiner.checkpoint) if first.refiner else None,
+            loras=tuple(LoraUsed(lora.name, lora.scale, LORAS[lora.name]) for lora in first.loras),
+        )
+
+    def _preview(self, ticket: _Ticket, index: int) -> Previewed:
+        ticket.previews += 1
+        spec = ticket.job.pictures[index]
+        pixels = np.full((spec.height // 8, spec.width // 8, 3), colour_of(spec.seed), np.uint8)
+        return Previewed(ticket.job.id, index, ticket.previews, ticket.slots[index], spec.steps, pixels)
 
     def _picture(self, job: EngineJob, index: int) -> PictureDone:
         spec = job.pictures[index]
@@ -232,6 +314,13 @@ class FakeEngine:
         pixels[:] = colour_of(spec.seed)
         if self._noise:  # does not compress, for tests of sizes
             pixels[:] = np.random.default_rng(spec.seed).integers(0, 256, pixels.shape, np.uint8)
+        if spec.init is not None:
+            kept = np.arange(spec.width)[None, :] < spec.width // 2
+            kept = np.broadcast_to(kept, pixels.shape[:2]) if spec.init.mask is None else spec.init.mask == 0
+            pixels[kept] = spec.init.pixels[kept]
+        if spec.hires is not None:
+            down, across = spec.hires.height // spec.height + 1, spec.hires.width // spec.width + 1
+            pixels = np.tile(pixels, (down, across, 1))[: spec.hires.height, : spec.hires.width]
         return PictureDone(job.id, index, spec.seed, 1, pixels)
 
     def _end(self, ticket: _Ticket, event: EngineEvent) -> None:

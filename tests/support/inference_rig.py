@@ -143,9 +143,15 @@ async def open_rig(home: Path, engine: FakeEngine | None = None, **changes: Any)
 
 
 def picture_of(data_url: str) -> Image.Image:
-    """Decode one entry of `images`."""
+    """Decode one entry of `images`; its kind must be what its head says."""
     head, _, payload = data_url.partition(",")
-    assert head == "data:image/png;base64"
     picture = Image.open(io.BytesIO(base64.b64decode(payload, validate=True)))
-    assert picture.format == "PNG"
+    assert head == f"data:image/{str(picture.format).lower()};base64"
     return picture
+
+
+def base64_of(picture: Image.Image, kind: str = "PNG", **options: Any) -> str:
+    """A picture as a request may hold it."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return base64.b64encode(buffer.getvalue()).decode()
