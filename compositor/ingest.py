@@ -9,15 +9,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from bisect import bisect_right
-from collections import Counter
 from functools import lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Table, bindparam, case, func, select, update
+from sqlalchemy import func, select
 
 from compositor.compose.fields import canonical
+from compositor.duplicates import mark_duplicates
 from compositor.errors import RunFailedError
 from compositor.feed.errors import FeedError, FeedLimits
 from compositor.feed.reader import open_feed
@@ -27,7 +26,7 @@ from compositor.snapshot import Snapshot
 from models.fetch import FetchError, FetchTooLargeError
 from models.logs import get_logger
 from models.store import ObjectMissingError
-from models.tables import ItemState, RunChunk, RunItem, RunState
+from models.tables import RunChunk, RunState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,11 +38,12 @@ if TYPE_CHECKING:
     from compositor.kit import Kit
     from compositor.runlease import RunLease
 
+    Row = tuple[Any, ...]
+
 CHUNKS_AT_ONCE = 80
 """Chunks in one transaction: 4,000 entries of the usual size, some 100 ms."""
 FIELD_CHARS = 2000
-_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-DUPLICATE = "duplicate_id", "An earlier entry of the feed has the same id."
+_quoted = json.JSONEncoder(ensure_ascii=False).encode
 HTTP_OK = 200
 ITEM_COLUMNS = (
     *("run_id", "position", "product_id", "image_url", "fields"),
@@ -53,8 +53,6 @@ CHUNK_COLUMNS = (
     *("run_id", "number", "first", "size", "state"),
     *("completed", "reused", "failed", "skipped", "fence", "attempts"),
 )
-ITEMS = cast("Table", RunItem.__table__)
-CHUNKS = cast("Table", RunChunk.__table__)
 
 log = get_logger(__name__)
 
@@ -124,23 +122,32 @@ async def _write_entries(kit: Kit, lease: RunLease, path: Path, limits: FeedLimi
         kit.settings.chunk_size, lease.run.id, used_fields(Snapshot.model_validate(lease.run.snapshot).design)
     )
     done = await _entries_there(kit, lease.run.id)
-    reader = await asyncio.to_thread(open_feed, path, limits)
+    reader = await asyncio.to_thread(open_feed, path, limits, writer.keeps)
     entries = iter(reader)
     size = kit.settings.chunk_size * CHUNKS_AT_ONCE
-    batch = await asyncio.to_thread(_next_batch, writer, entries, size, done)
+
+    def read_on() -> asyncio.Task[list[Row]]:
+        return asyncio.create_task(asyncio.to_thread(_next_batch, writer, entries, size, done))
+
+    batch = await read_on()
     while batch:
-        following = asyncio.create_task(asyncio.to_thread(_next_batch, writer, entries, size, done))
+        # While PostgreSQL writes there is time to read. SQLite writes in this process: both at once would wait for
+        # each other's turns at the interpreter, with the lock held, so there only the commit's wait for the disk is
+        # used.
+        following = None if kit.db.is_sqlite else read_on()
         try:
             async with kit.db.write() as session:
                 await kit.leases.guard(session, lease)
                 await writer.write(session, batch)
+                following = following or read_on()
         finally:
-            await asyncio.wait({following})
+            if following is not None:
+                await asyncio.wait({following})
         batch = following.result()
     return reader.partial
 
 
-def _next_batch(writer: EntryWriter, entries: Iterator[FeedEntry], size: int, done: int) -> list[tuple[Any, ...]]:
+def _next_batch(writer: EntryWriter, entries: Iterator[FeedEntry], size: int, done: int) -> list[Row]:
     while True:
         found = list(islice(entries, size))
         rows = [writer.row(entry) for entry in found if entry.position >= done]
@@ -163,37 +170,42 @@ class EntryWriter:
         self._fields = fields | {"title"}
         self._kept = lru_cache(maxsize=1024)(self._field)
 
-    def _field(self, name: str) -> str | None:
-        """The name under which a field is kept; None when the design does not look at it."""
+    def _field(self, name: str) -> tuple[str, str] | None:
+        """The name under which a field is kept, and how that begins in JSON; None when no design looks at it."""
         field = canonical(name)
-        return field if field in self._fields else None
+        return (field, f"{_quoted(field)}:") if field in self._fields else None
 
-    def row(self, entry: FeedEntry) -> tuple[Any, ...]:
+    def keeps(self, name: str) -> bool:
+        """Whether rows have a field of this name."""
+        return self._kept(name) is not None
+
+    def row(self, entry: FeedEntry) -> Row:
         """An entry's row, in the order of `ITEM_COLUMNS`. One that is at fault itself has its outcome already."""
         fields = {
-            field: _storable(text[:FIELD_CHARS])
+            kept[0]: f"{kept[1]}{_quoted(_storable(text[:FIELD_CHARS]))}"
             for name, text in entry.fields.items()
-            if text and (field := self._kept(name)) is not None
+            if text and (kept := self._kept(name)) is not None
         }
+        _, product_id, image_url, _, code, reason = entry
         return (
             self._run_id,
             entry.position,
-            entry.product_id and _storable(entry.product_id),
-            entry.image_url and _storable(entry.image_url),
-            _json(fields),
-            "waiting" if entry.code is None else "skipped",
+            product_id and _storable(product_id),
+            image_url and _storable(image_url),
+            f"{{{','.join(fields.values())}}}",
+            "waiting" if code is None else "skipped",
             False,
             0,
-            entry.code,
-            entry.reason,
+            code,
+            reason,
         )
 
-    async def write(self, session: AsyncSession, rows: list[tuple[Any, ...]]) -> None:
+    async def write(self, session: AsyncSession, rows: list[Row]) -> None:
         """Write rows in feed order, and the chunks that they fill."""
         await insert_many(session, "run_items", ITEM_COLUMNS, rows)
         await insert_many(session, "run_chunks", CHUNK_COLUMNS, list(self._chunks(rows)))
 
-    def _chunks(self, rows: list[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    def _chunks(self, rows: list[Row]) -> Iterator[tuple[Any, ...]]:
         for start in range(0, len(rows), self._chunk_size):
             first = rows[start][1]
             yield self._run_id, first, first, min(self._chunk_size, len(rows) - start), "waiting", 0, 0, 0, 0, 0, 0
@@ -201,9 +213,8 @@ class EntryWriter:
 
 async def _begin_composing(kit: Kit, lease: RunLease, *, partial: bool) -> int:
     run_id = lease.run.id
+    await mark_duplicates(kit.db, kit.leases, lease)
     async with kit.db.write() as session:
-        await kit.leases.guard(session, lease)
-        await mark_duplicates(session, run_id)
         total = await session.scalar(select(func.sum(RunChunk.size)).where(RunChunk.run_id == run_id))
         left = await session.scalar(
             select(func.count()).select_from(RunChunk).where(RunChunk.run_id == run_id, RunChunk.state == "waiting")
@@ -219,50 +230,6 @@ async def _begin_composing(kit: Kit, lease: RunLease, *, partial: bool) -> int:
             lease_expires_at=None,
         )
     return int(left or 0)
-
-
-async def mark_duplicates(session: AsyncSession, run_id: int) -> None:
-    """Skip later uses of an id, and count what is skipped; chunks with nothing left to do are done.
-
-    Each step reads one index from end to end, so that a million entries take seconds whatever is in them.
-    """
-    repeated = (
-        select(RunItem.product_id, func.min(RunItem.position))
-        .where(RunItem.run_id == run_id, RunItem.product_id.is_not(None))
-        .group_by(RunItem.product_id)
-        .having(func.count() > 1)
-    )
-    code, reason = DUPLICATE
-    skip = (
-        update(ITEMS)
-        .where(ITEMS.c.run_id == run_id, ITEMS.c.product_id == bindparam("id"))
-        .where(ITEMS.c.position > bindparam("at"), ITEMS.c.state == ItemState.WAITING.value)
-        .values(state=ItemState.SKIPPED.value, code=code, reason=reason)
-    )
-    connection = await session.connection()
-    found = [{"id": product_id, "at": first} for product_id, first in await connection.execute(repeated)]
-    if found:
-        await connection.execute(skip, found)
-    await _count_skipped(session, run_id)
-
-
-async def _count_skipped(session: AsyncSession, run_id: int) -> None:
-    skipped = select(RunItem.position).where(RunItem.run_id == run_id, RunItem.state == ItemState.SKIPPED.value)
-    starts = select(RunChunk.first).where(RunChunk.run_id == run_id).order_by(RunChunk.first)
-    firsts = list(await session.scalars(starts))
-    numbers = Counter(firsts[bisect_right(firsts, position) - 1] for position in await session.scalars(skipped))
-    if not numbers:
-        return
-    count = (
-        update(CHUNKS)
-        .where(CHUNKS.c.run_id == run_id, CHUNKS.c.number == bindparam("at"))
-        .values(
-            skipped=bindparam("count"),
-            state=case((CHUNKS.c.size == bindparam("count"), "done"), else_="waiting"),
-        )
-    )
-    rows = [{"at": first, "count": number} for first, number in numbers.items()]
-    await (await session.connection()).execute(count, rows)
 
 
 def _storable(text: str) -> str:

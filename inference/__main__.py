@@ -55,6 +55,10 @@ def open_engine(settings: InferenceSettings) -> Engine:
             max_batch=settings.max_batch,
             max_waiting=settings.max_waiting,
             threads=settings.threads,
+            memory_mode=settings.memory_mode,
+            checkpoint_memory_mb=settings.checkpoint_memory_mb,
+            lora_folder=settings.home / "loras",
+            lora_cache_mb=settings.lora_cache_mb,
         )
     )
 
@@ -135,7 +139,11 @@ def main(opener: Callable[[InferenceSettings], Engine] = open_engine) -> int:
         sys.stderr.write(f"igen inference: {problem}\n")
         return EXIT_SETTINGS
     configure_logging(settings, "inference")
-    return serve(settings, key, opener)
+    try:
+        return serve(settings, key, opener)
+    except SettingsError as problem:  # a hook or a file of styles
+        sys.stderr.write(f"igen inference: {problem}\n")
+        return EXIT_SETTINGS
 
 
 if __name__ == "__main__":

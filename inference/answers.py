@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from models.wire import JobAnswer, JobState
@@ -10,6 +11,7 @@ from models.wire import JobAnswer, JobState
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from inference.delivery import Preview
     from inference.jobs import JobRecord
     from models.wire import Progress
 
@@ -60,6 +62,11 @@ def stream_answer(record: JobRecord, chunks: Iterable[bytes]) -> bytes:
 def progress_chunk(progress: Progress) -> bytes:
     """A piece of `/stream` with the newest progress."""
     return encode({"output": {"progress": progress.model_dump(mode="json")}})
+
+
+def preview_chunk(preview: Preview) -> bytes:
+    """A piece of `/stream` with a preview."""
+    return encode({"output": {"preview": asdict(preview)}})
 
 
 def picture_chunk(index: int, seed: int, image: str, max_bytes: int) -> bytes:

@@ -51,6 +51,9 @@ def create_app(
         on_fatal: called when the process should end with an error.
         clock: seconds that never go back, for every time to live.
 
+    Raises:
+        SettingsError: a hook or a file of styles cannot be loaded.
+
     """
     service = Service(settings, open_engine, on_fatal, clock)
 

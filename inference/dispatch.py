@@ -1,32 +1,31 @@
-"""The queue itself: accepts jobs, follows each to its end, and everything that may happen to it on the way."""
+"""The queue itself: accepts jobs, and answers for everything that callers and time may do to them."""
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import structlog
-
-from inference.answers import encode, full_answer, progress_chunk, stream_answer
-from inference.errors import NotRetryableError, ResultTooLargeError
+from inference.answers import full_answer, progress_chunk, stream_answer
+from inference.errors import DEADLINE_MISSED, NotRetryableError, QueueFullError
+from inference.following import Follower
 from inference.idempotency import agree_on_key, fingerprint_of, same_job
 from inference.jobs import JobRecord
-from inference.observer import RecordObserver
-from models.errors import IgenError, InvalidInputError, NotFoundError, TooManyRequestsError
+from inference.verify import PREFIX as VERIFY_PREFIX
+from models.errors import NotFoundError, TooManyRequestsError
 from models.logs import get_logger
-from models.wire import JobState, Progress
+from models.wire import JobState, Policy, Progress
 
 if TYPE_CHECKING:
-    from inference.handler import Drawing, PictureHandler
+    from inference.handler import PictureHandler
     from inference.jobs import JobBook
     from inference.metrics import Metrics
     from inference.plan import Plan
+    from inference.preparing import Preparer
     from inference.settings import InferenceSettings
     from inference.uploads import Deliveries
     from inference.webhooks import Webhooks
-    from models.wire import JobOutput, JobRequest
+    from models.wire import JobRequest, VerifyRequest
 
 log = get_logger(__name__)
 
@@ -34,16 +33,16 @@ STOPPED = "shutting_down: the server stopped before the job was done"
 INPUT_PREFIX = ("input",)
 KEYED_TTL_S = 1800.0  # a caller with a key may come back this late and must find its job
 SYNC_TTL_MAX_S = 300.0  # RunPod's longest for a result of /runsync
-CHANGE_EVERY_S = 0.2  # a long poll answers a mere change of progress at most this often
 
 
 class Dispatcher:
-    """Ties the book, the handler and the webhooks together. Lives on the event loop; only waits are coroutines."""
+    """Ties the book, the handler and those who follow jobs together. Lives on the event loop."""
 
     def __init__(
         self,
         *,
         handler: PictureHandler,
+        preparer: Preparer,
         book: JobBook,
         deliveries: Deliveries,
         webhooks: Webhooks,
@@ -54,16 +53,27 @@ class Dispatcher:
         self.handler = handler
         self.book = book
         self.worker_id = worker_id
+        self._preparer = preparer
         self._deliveries = deliveries
-        self._webhooks = webhooks
         self._metrics = metrics
         self._settings = settings
-        self._runs: dict[str, _Run] = {}
+        self._follower = Follower(
+            handler=handler,
+            book=book,
+            deliveries=deliveries,
+            webhooks=webhooks,
+            metrics=metrics,
+            settings=settings,
+            worker_id=worker_id,
+        )
 
     # ---- what callers do
 
-    def submit(self, request: JobRequest, *, key: str | None, sync: bool, correlation_id: str) -> JobRecord:
-        """Accept a job, or answer with the one that this key already names. Never waits, so nothing slips between.
+    async def submit(self, request: JobRequest, *, key: str | None, sync: bool, correlation_id: str) -> JobRecord:
+        """Accept a job, or answer with the one that this key already names.
+
+        It waits only to read pictures that stand in the request. After that nothing waits until the job is in the
+        book, so nothing slips between.
 
         Args:
             request: what to draw, valid in itself.
@@ -74,6 +84,7 @@ class Dispatcher:
         Raises:
             InvalidInputError: out of this server's bounds, or the key names a job with another input.
             QueueFullError: admission refused. Nothing is remembered, so a retry starts anew.
+            DeadlineUnreachableError: the same, for a job that would begin too late.
             BookFullError: no room to remember one more job.
 
         """
@@ -82,31 +93,26 @@ class Dispatcher:
         if key is not None and (known := self.book.find(key)) is not None:
             return same_job(known, fingerprint)
         job_id = key or f"{'sync-' if sync else ''}{uuid.uuid4()}-u1"
-        plan = self._plan(job_id, request)
-        try:
-            self.book.make_room()
-            drawing = self.handler.submit(plan, prefix=INPUT_PREFIX)
-        except TooManyRequestsError as full:
-            self._metrics.refused.labels(full.code).inc()
-            raise
-        record = JobRecord(
-            id=job_id,
-            sync=sync,
-            keyed=key is not None,
-            fingerprint=fingerprint,
-            correlation_id=correlation_id,
-            policy=request.policy,
-            created_at=self.book.clock(),
-            ttl_s=self._ttl(sync=sync, keyed=key is not None),
-            webhook=request.webhook,
-            s3=request.s3Config,
-            plan=plan,
-            progress=Progress(steps=sum(spec.steps for spec in plan.job.pictures), queue_position=self._ahead()),
+        plan = await self._preparer.draft(job_id, request.input, INPUT_PREFIX, self._deliveries.problems(request))
+        if key is not None and (known := self.book.find(key)) is not None:  # it came in while pictures were read
+            return same_job(known, fingerprint)
+        record = self._record(
+            plan, fingerprint, correlation_id, sync=sync, keyed=key is not None, policy=request.policy
         )
-        self.book.add(record)
-        self._metrics.accepted.inc()
-        self._follow_in_background(record, drawing)
-        return record
+        record.webhook, record.s3 = request.webhook, request.s3Config
+        return self._accept(record, plan, INPUT_PREFIX)
+
+    async def verify(self, request: VerifyRequest, *, correlation_id: str) -> JobRecord:
+        """Accept a job that draws a receipt's pictures again.
+
+        Raises:
+            InvalidInputError: the receipt cannot be drawn here.
+            QueueFullError, BookFullError: as `submit`.
+
+        """
+        job_id = f"verify-{uuid.uuid4()}-u1"
+        plan = await self._preparer.draft_check(job_id, request)
+        return self._accept(self._record(plan, "", correlation_id), plan, VERIFY_PREFIX)
 
     def get(self, job_id: str) -> JobRecord:
         """A job that is known.
@@ -120,30 +126,10 @@ class Dispatcher:
             raise NotFoundError("No job has this id, or its time to live is over.")
         return record
 
-    async def wait_end(self, record: JobRecord, seconds: float) -> None:
-        """Until the job is terminal or forgotten, at most `seconds`."""
-        deadline = asyncio.get_running_loop().time() + seconds
-        try:
-            async with asyncio.timeout_at(deadline):
-                while not (record.state.terminal or record.removed):
-                    await record.pulse.wait()
-        except TimeoutError:
-            return
-
-    async def wait_change(self, record: JobRecord, seconds: float) -> None:
-        """Until the job is terminal, or something of it changed after `CHANGE_EVERY_S`, at most `seconds`."""
-        pulse = asyncio.create_task(record.pulse.wait())
-        try:
-            await self.wait_end(record, min(seconds, CHANGE_EVERY_S))
-            if not record.state.terminal and not record.removed:
-                await asyncio.wait([pulse], timeout=max(0.0, seconds - CHANGE_EVERY_S))
-        finally:
-            pulse.cancel()
-
     def cancel(self, job_id: str) -> JobRecord:
         """Cancel a job; one that is over already stays as it is."""
         record = self.get(job_id)
-        self._end(record, JobState.CANCELLED)
+        self._follower.end(record, JobState.CANCELLED)
         return record
 
     def retry(self, job_id: str) -> JobRecord:
@@ -156,20 +142,30 @@ class Dispatcher:
 
         """
         record = self.get(job_id)
-        if record.state not in (JobState.FAILED, JobState.TIMED_OUT) or record.plan is None:
+        if record.state not in (JobState.FAILED, JobState.TIMED_OUT):
             raise NotRetryableError(
                 f"Only FAILED and TIMED_OUT jobs can be retried; this one is {record.state.value}."
             )
-        drawing = self.handler.submit(record.plan, attempt=record.attempt + 1, prefix=INPUT_PREFIX)
+        plan = record.plan
+        if plan is None:
+            raise NotRetryableError("Memory for results ran out, and the job's input pictures are no longer kept.")
+        drawing = None
+        if plan.prepare is None:
+            drawing = self.handler.submit(
+                plan,
+                attempt=record.attempt + 1,
+                prefix=INPUT_PREFIX,
+                start_within_s=self._follower.deadline_s(record),
+            )
         self.book.reopen(record)
-        self._follow_in_background(record, drawing)
+        self._follower.follow(record, plan, drawing)
         return record
 
     def purge(self) -> int:
         """Cancel every job that waits; the number of them. Jobs in progress go on."""
         waiting = [record for record in self.book.active() if record.state is JobState.IN_QUEUE]
         for record in waiting:
-            self._end(record, JobState.CANCELLED, error="cancelled: the queue was purged")
+            self._follower.end(record, JobState.CANCELLED, error="cancelled: the queue was purged")
         return len(waiting)
 
     def answer(self, record: JobRecord) -> bytes:
@@ -206,17 +202,21 @@ class Dispatcher:
         """End what is over its time: unfinished jobs by their policy, finished ones by theirs."""
         now = self.book.clock()
         for record in self.book.active():
-            if now - record.created_at >= record.policy.ttl / 1000:
+            waited = now - record.created_at
+            if waited >= record.policy.ttl / 1000:
                 self._expire(record)
+            elif record.state is JobState.IN_QUEUE and waited >= (deadline_s := self._follower.deadline_s(record)):
+                message = f"{DEADLINE_MISSED}: drawing did not begin within {deadline_s:g} s"
+                self._follower.end(record, JobState.FAILED, error=message)
             elif record.started_at is not None and now - record.started_at >= record.policy.executionTimeout / 1000:
                 message = f"timed_out: the job ran longer than {record.policy.executionTimeout} ms"
-                self._end(record, JobState.TIMED_OUT, error=message)
+                self._follower.end(record, JobState.TIMED_OUT, error=message)
         self.book.drop_expired()
 
     async def wait_idle(self, seconds: float) -> bool:
         """Until no job is unfinished and no webhook pending; False when `seconds` were not enough."""
         deadline = asyncio.get_running_loop().time() + seconds
-        while self._runs or self._webhooks.pending:
+        while self._follower.busy:
             if asyncio.get_running_loop().time() >= deadline:
                 return False
             await asyncio.sleep(0.05)
@@ -226,10 +226,61 @@ class Dispatcher:
         """Give up every unfinished job for `reason`, and say which are lost."""
         for record in self.book.active():
             log.error("job_lost", job_id=record.id, state=record.state.value, request_id=record.correlation_id)
-            self._end(record, JobState.FAILED, error=reason)
-        await asyncio.gather(*(run.task for run in list(self._runs.values())), return_exceptions=True)
+            self._follower.end(record, JobState.FAILED, error=reason)
+        await self._follower.wait_all()
 
     # ---- one job
+
+    def _record(
+        self,
+        plan: Plan,
+        fingerprint: str,
+        correlation_id: str,
+        *,
+        sync: bool = False,
+        keyed: bool = False,
+        policy: Policy | None = None,
+    ) -> JobRecord:
+        return JobRecord(
+            id=plan.job.id,
+            sync=sync,
+            keyed=keyed,
+            fingerprint=fingerprint,
+            correlation_id=correlation_id,
+            policy=policy or Policy(),
+            created_at=self.book.clock(),
+            ttl_s=self._ttl(sync=sync, keyed=keyed),
+            plan=plan,
+            progress=Progress(steps=plan.steps, queue_position=self._ahead()),
+        )
+
+    def _accept(self, record: JobRecord, plan: Plan, prefix: tuple[str, ...] = ()) -> JobRecord:
+        """Into the engine, or into the queue for pictures to be fetched, and into the book; never waits."""
+        try:
+            self.book.make_room()
+            drawing = None
+            if plan.prepare is None:
+                drawing = self._follower.enter(record, plan, prefix=prefix)
+            else:
+                self._check_room(plan)
+        except TooManyRequestsError as full:
+            self._metrics.refused.labels(full.code).inc()
+            raise
+        self.book.add(record)
+        self._metrics.accepted.inc()
+        self._follower.follow(record, plan, drawing)
+        return record
+
+    def _check_room(self, plan: Plan) -> None:
+        """The engine is asked when the pictures are there; a queue that is full already is said at once.
+
+        Raises:
+            QueueFullError: as many pictures wait as may.
+
+        """
+        waiting = self.handler.engine.stats().waiting + self._follower.fetching
+        if waiting + len(plan.job.pictures) > self._settings.max_waiting:
+            raise QueueFullError(f"The queue is full: {waiting} pictures are waiting already.", retry_after_s=1)
 
     def _ttl(self, *, sync: bool, keyed: bool) -> float:
         if keyed:
@@ -239,84 +290,9 @@ class Dispatcher:
     def _ahead(self) -> int:
         return sum(1 for _ in self.book.active())
 
-    def _plan(self, job_id: str, request: JobRequest) -> Plan:
-        problems = self._deliveries.problems(request)
-        try:
-            plan = self.handler.plan(job_id, request.input, INPUT_PREFIX)
-        except InvalidInputError as wrong:
-            problems = [*wrong.details, *problems]
-        if problems:
-            message = "; ".join(f"{problem.field}: {problem.reason}" for problem in problems)
-            raise InvalidInputError(message, details=problems)
-        return plan
-
-    def _follow_in_background(self, record: JobRecord, drawing: Drawing) -> None:
-        run = _Run(drawing, asyncio.create_task(self._follow(record, drawing)))
-        self._runs[record.id] = run
-        run.task.add_done_callback(lambda _: self._forget_run(record.id, run))
-
-    def _forget_run(self, job_id: str, run: _Run) -> None:
-        if self._runs.get(job_id) is run:  # else a retry has taken its place
-            del self._runs[job_id]
-
-    async def _follow(self, record: JobRecord, drawing: Drawing) -> None:
-        """The edge of a job: whatever happens in it ends here, in its state and in the log."""
-        structlog.contextvars.bind_contextvars(job_id=record.id, request_id=record.correlation_id)
-        log.info("job_accepted", attempt=record.attempt, pictures=len(drawing.plan.job.pictures))
-        observer = RecordObserver(self.book, record, self._metrics, self._settings.stream_chunk_bytes)
-        try:
-            output = await self.handler.finish(drawing, observer, self._deliveries.choose(record.s3))
-            encoded = await self.handler.encoder.run(self._encode, output)
-            for bucket in output.receipt.buckets:
-                self._metrics.batch.observe(bucket)
-            self._end(record, JobState.COMPLETED, output=encoded)
-        except IgenError as problem:
-            self._end(record, JobState.FAILED, error=problem.as_plain_string())
-        except Exception:
-            log.exception("job_broke")
-            self._end(record, JobState.FAILED, error=IgenError().as_plain_string())
-
-    def _encode(self, output: JobOutput) -> bytes:
-        encoded = encode(output.model_dump(mode="json"))
-        if len(encoded) > self.book.max_bytes:
-            raise ResultTooLargeError(
-                f"The result has {len(encoded)} bytes; IGEN_MAX_RESULTS_MB is too small for it."
-            )
-        return encoded
-
-    def _end(
-        self, record: JobRecord, state: JobState, *, output: bytes | None = None, error: str | None = None
-    ) -> None:
-        if not self.book.end(record, state, output=output, error=error):
-            return
-        if state in (JobState.COMPLETED, JobState.CANCELLED):
-            record.plan = record.s3 = None  # only a failed job can be retried
-        self._metrics.job_ended(record)
-        level = log.warning if state in (JobState.FAILED, JobState.TIMED_OUT) else log.info
-        level("job_ended", job_id=record.id, request_id=record.correlation_id, state=state.value, error=error)
-        self._stop(record)
-        if record.webhook is not None:
-            body = lambda: full_answer(record, self.worker_id)  # noqa: E731 - the closure is the point
-            self._webhooks.send(record.id, record.webhook, body, lambda: self.book.mark_fetched(record))
-
     def _expire(self, record: JobRecord) -> None:
         """RunPod deletes a job whose `policy.ttl` is over: its status is 404 from then on."""
         log.warning("job_expired", job_id=record.id, request_id=record.correlation_id, state=record.state.value)
         self._metrics.ended.labels("EXPIRED").inc()
         self.book.remove(record)
-        self._stop(record)
-
-    def _stop(self, record: JobRecord) -> None:
-        """Stop drawing. The engine is told here too: a task cancelled before its first step never gets to do it."""
-        run = self._runs.get(record.id)
-        if run is not None and run.task is not asyncio.current_task():
-            self.handler.engine.cancel(run.drawing.engine_id)
-            run.task.cancel()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Run:
-    """One attempt at a job: what the engine draws and the task that follows it."""
-
-    drawing: Drawing
-    task: asyncio.Task[None]
+        self._follower.stop(record)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from models.errors import BadRequestError, IgenError, TooManyRequestsError, UnavailableError
 
+DEADLINE_MISSED = "deadline_missed"
+
 
 class QueueFullError(TooManyRequestsError):
     """Admission refused; Retry-After is the predicted wait."""
 
     code = "queue_full"
+
+
+class DeadlineUnreachableError(TooManyRequestsError):
+    """Admission refused: by the engine's reckoning drawing would not begin in time."""
+
+    code = "deadline_unreachable"
 
 
 class BookFullError(TooManyRequestsError):
@@ -58,6 +66,14 @@ class GenerationFailedError(IgenError):
     def as_plain_string(self) -> str:
         """`code: message` with the engine's code."""
         return f"{self.engine_code}: {self.message}"
+
+
+class CheckpointChangedError(IgenError):
+    """A receipt names a checkpoint whose weights are not those of the same name here."""
+
+    status = 422
+    code = "checkpoint_changed"
+    report = False
 
 
 class UploadFailedError(IgenError):

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from inference.jobs import JobRecord
     from models.wire import JobRequest
 
+PICTURES = ("image", "mask")
+
 
 def agree_on_key(header: str | None, field: str | None) -> str | None:
     """The job's id as its caller named it.
@@ -28,10 +30,18 @@ def agree_on_key(header: str | None, field: str | None) -> str | None:
 
 
 def fingerprint_of(request: JobRequest) -> str:
-    """A hash of what decides the answer: the input without its id, and where the pictures go."""
-    decisive = request.model_dump(mode="json", include={"input", "s3Config"})
-    decisive["input"].pop("request_id", None)
-    return hashlib.sha256(encode(decisive)).hexdigest()
+    """A hash of what decides the answer: the input without its id, and where the pictures go.
+
+    Pictures in the request go in by their own hash, which spares copies of many megabytes.
+    """
+    pictures = {
+        name: hashlib.sha256(source.encode()).hexdigest()
+        for name in PICTURES
+        if (source := getattr(request.input, name))
+    }
+    left_out = {"input": {"request_id", *PICTURES}}
+    decisive = request.model_dump(mode="json", include={"input", "s3Config"}, exclude=left_out)
+    return hashlib.sha256(encode(decisive | {"pictures": pictures})).hexdigest()
 
 
 def same_job(known: JobRecord, fingerprint: str) -> JobRecord:

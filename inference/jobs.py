@@ -49,7 +49,11 @@ class Pulse:
 
 @dataclass(slots=True, eq=False)
 class JobRecord:
-    """One job. Times are the book's clock in seconds; `output` and `chunks` hold JSON, encoded once."""
+    """One job. Times are the book's clock in seconds; `output`, `chunks` and `previews` hold JSON, encoded once.
+
+    `previews` are the newest of each picture that nobody has read; `held` are the bytes of a failed job's input
+    pictures, which are kept for a retry.
+    """
 
     id: str
     sync: bool
@@ -74,17 +78,23 @@ class JobRecord:
     cancel_told: bool = False
     progress_unread: bool = False
     chunks: list[bytes] = field(default_factory=list)
+    previews: dict[int, bytes] = field(default_factory=dict)
+    held: int = 0
     pulse: Pulse = field(default_factory=Pulse)
 
     @property
     def result_bytes(self) -> int:
-        """Memory that its result and its unread pictures take."""
-        return len(self.output or b"") + sum(map(len, self.chunks))
+        """Memory that its result, its unread pictures and a failed one's input pictures take."""
+        unread = sum(map(len, self.chunks)) + sum(map(len, self.previews.values()))
+        return len(self.output or b"") + unread + self.held
 
     def clear_result(self) -> None:
-        """Let go of what takes memory."""
+        """Let go of what takes memory; a job whose input pictures go with it cannot be retried."""
         self.output = None
         self.chunks.clear()
+        self.previews.clear()
+        if self.held:
+            self.plan, self.held = None, 0
 
 
 class JobBook:
@@ -165,9 +175,17 @@ class JobBook:
             self._bytes += len(chunk)
             record.pulse.beat()
 
+    def show_preview(self, record: JobRecord, index: int, chunk: bytes) -> None:
+        """Keep a picture's newest preview until it is read."""
+        if not record.state.terminal:
+            self._bytes += len(chunk) - len(record.previews.pop(index, b""))
+            record.previews[index] = chunk
+            record.pulse.beat()
+
     def take_chunks(self, record: JobRecord) -> list[bytes]:
-        """What `/stream` has not handed out yet; it is gone from here afterwards."""
-        chunks, record.chunks = record.chunks, []
+        """What `/stream` has not handed out yet; it is gone from here afterwards. Previews stand before pictures."""
+        chunks = [*record.previews.values(), *record.chunks]
+        record.previews, record.chunks = {}, []
         self._bytes -= sum(map(len, chunks))
         return chunks
 
@@ -180,7 +198,10 @@ class JobBook:
         record.state, record.output, record.error = state, output, error
         record.ended_at = self.clock()
         self._active.pop(record.id, None)
-        self._bytes += len(output or b"")
+        if state in (JobState.COMPLETED, JobState.CANCELLED):
+            record.plan = record.s3 = None  # only a failed job can be retried
+        record.held = record.plan.nbytes if record.plan else 0
+        self._bytes += len(output or b"") + record.held
         self.ended[state] += 1
         if not record.keyed:
             self._forgettable[record.id] = None
@@ -211,12 +232,17 @@ class JobBook:
     def unfetched(self, since: float) -> list[JobRecord]:
         """Jobs that ended after `since` and whose result nobody has yet."""
         records = (self._jobs[job_id] for job_id in self._fresh)
-        return [record for record in records if record.ended_at is not None and record.ended_at >= since]
+        return [
+            record
+            for record in records
+            if record.ended_at is not None and record.ended_at >= since and record.result_bytes > record.held
+        ]
 
     def reopen(self, record: JobRecord) -> None:
         """Back to the queue for another attempt; times start anew, as RunPod's do."""
         self._forget_order(record)
         self._bytes -= record.result_bytes
+        record.held = 0  # its pictures are in use again
         record.clear_result()
         record.state, record.attempt = JobState.IN_QUEUE, record.attempt + 1
         record.created_at, record.started_at, record.ended_at, record.expires_at = self.clock(), None, None, None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from inference.answers import picture_chunk
+from inference.answers import picture_chunk, preview_chunk
 
 if TYPE_CHECKING:
+    from inference.delivery import Preview
     from inference.jobs import JobBook, JobRecord
     from inference.metrics import Metrics
     from models.wire import Progress
@@ -28,6 +29,10 @@ class RecordObserver:
     def progressed(self, progress: Progress) -> None:
         """A step is done, or the place in the queue changed."""
         self._book.show_progress(self._record, progress)
+
+    def previewed(self, preview: Preview) -> None:
+        """There is a newer preview of a picture."""
+        self._book.show_preview(self._record, preview.index, preview_chunk(preview))
 
     def picture(self, index: int, seed: int, image: str) -> None:
         """A picture is finished."""

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from inference.answers import brief_answer, encode
 from inference.dispatch import Dispatcher
 from inference.metrics import CONTENT_TYPE
 from inference.service import Phase, Service
+from inference.waiting import wait_change, wait_end
 from models.errors import BadRequestError, FieldProblem, InvalidInputError, NotFoundError, TooLargeError
-from models.wire import JobId, JobRequest, invalid_input
+from models.wire import JobId, JobRequest, VerifyRequest, invalid_input
 
 if TYPE_CHECKING:
     from inference.auth import KeyGuard
     from inference.jobs import JobRecord
+
+Body = TypeVar("Body", bound=BaseModel)
 
 RUN_MAX_BYTES = 10_000_000
 RUNSYNC_MAX_BYTES = 20_000_000
@@ -88,7 +91,17 @@ async def runsync(request: Request, wait: Wait = WAIT_DEFAULT_MS) -> Response:
     """
     record = await _submit(request, RUNSYNC_MAX_BYTES, sync=True)
     dispatcher = queue(request)
-    await dispatcher.wait_end(record, wait / 1000)
+    await wait_end(record, wait / 1000)
+    return _json(dispatcher.answer(record))
+
+
+@router.post("/verify")
+async def verify(request: Request, wait: Wait = WAIT_DEFAULT_MS) -> Response:
+    """Draw again from a receipt and compare; answers as `/runsync` does, and `/status` knows the job."""
+    dispatcher = service_of(request).accepting()
+    body = parse_body(VerifyRequest, await read_body(request, RUNSYNC_MAX_BYTES))
+    record = await dispatcher.verify(body, correlation_id=request.state.request_id)
+    await wait_end(record, wait / 1000)
     return _json(dispatcher.answer(record))
 
 
@@ -99,7 +112,7 @@ async def status(dispatcher: Queue, job_id: str, wait: LongPoll = 0, ttl: Ttl = 
     if ttl is not None:
         dispatcher.keep_for(record, ttl / 1000)
     if wait:
-        await dispatcher.wait_change(record, wait / 1000)
+        await wait_change(record, wait / 1000)
     return _json(dispatcher.answer(record))
 
 
@@ -135,36 +148,21 @@ async def health(request: Request) -> dict[str, Any]:
 
 @router.get("/info")
 async def info(request: Request) -> dict[str, Any]:
-    """What is loaded and what it accepts."""
-    service = service_of(request)
-    loaded, settings = service.engine().info, service.settings
-    return {
-        "checkpoint": loaded.checkpoint,
-        "checkpoint_sha256": loaded.sha256,
-        "demonstration": loaded.demonstration,
-        "device": loaded.device,
-        "dtype": loaded.dtype,
-        "attention": loaded.attention,
-        "schedulers": list(loaded.schedulers),
-        "scheduler_aliases": list(loaded.scheduler_aliases),
-        "defaults": {name: getattr(loaded.defaults, name) for name in loaded.defaults.__slots__},
-        "bounds": {
-            name: getattr(settings, name)
-            for name in ("min_side", "max_side", "max_pixels", "max_steps", "max_images", "max_waiting")
-        },
-        "versions": loaded.versions,
-    }
+    """What is loaded, what may be named, and what is accepted."""
+    return await service_of(request).info()
 
 
 async def _submit(request: Request, max_bytes: int, *, sync: bool) -> JobRecord:
     dispatcher = queue(request)
     key = _idempotency_key(request)
-    body = parse_request(await read_body(request, max_bytes))
+    body = parse_body(JobRequest, await read_body(request, max_bytes))
     known = dispatcher.book.find(key or body.input.request_id or "")
     if known is None:  # a repeat is answered while draining too
         dispatcher = service_of(request).accepting()
     correlation_id = request.state.request_id if request.state.request_id_given else body.input.request_id or key
-    return dispatcher.submit(body, key=key, sync=sync, correlation_id=correlation_id or request.state.request_id)
+    return await dispatcher.submit(
+        body, key=key, sync=sync, correlation_id=correlation_id or request.state.request_id
+    )
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -186,8 +184,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def parse_request(body: bytes) -> JobRequest:
-    """Validate the body of `/run` and `/runsync`.
+def parse_body(kind: type[Body], body: bytes) -> Body:
+    """Validate a JSON body.
 
     Raises:
         BadRequestError: it is no JSON.
@@ -195,7 +193,7 @@ def parse_request(body: bytes) -> JobRequest:
 
     """
     try:
-        return JobRequest.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as problem:
         first = problem.errors(include_url=False, include_context=False, include_input=False)[0]
         # too deep and too many digits are JSON still; what is wrong is the content

@@ -14,20 +14,24 @@ import os
 import re
 import signal
 import sys
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from pydantic import ValidationError
 
 from inference.__main__ import EXIT_SETTINGS, open_engine
 from inference.answers import encode
+from inference.bounds import Bounds
 from inference.engine.types import EngineError
 from inference.errors import ResultTooLargeError
 from inference.handler import PictureHandler
+from inference.hooks import load_hooks
 from inference.pictures import PictureEncoder
-from inference.plan import Bounds
+from inference.preparing import Preparer
+from inference.runpod_progress import ProgressReporter, SdkPlatform
 from inference.settings import InferenceSettings, check_settings
+from inference.sources import PictureSources, decoding_threads
+from inference.styles import Styles
 from inference.uploads import Deliveries
 from models.errors import FieldProblem, IgenError, InvalidInputError
 from models.fetch import FetchPolicy, SafeFetcher, parse_allow_hosts
@@ -39,104 +43,36 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from inference.engine.types import Engine
-    from models.wire import Progress
+    from inference.plan import Plan
+    from inference.runpod_progress import Platform
+    from models.wire import JobInput
 
 log = get_logger(__name__)
 
 SYNC_RESULT_MB = 20.0  # RunPod's limits of a result, by how the job came
 ASYNC_RESULT_MB = 10.0
-PROGRESS_ANSWER_S = 15.0  # an update that RunPod has not taken by then is given up, and no more are sent
 EXIT_ENGINE = 1
 SAFE_ID = re.compile(r"[^A-Za-z0-9_-]")
-
-
-class Platform(Protocol):
-    """Sends one progress update and returns when RunPod has answered."""
-
-    async def update(self, job: dict[str, Any], output: dict[str, Any]) -> None:
-        """Tell RunPod how a job stands."""
-
-
-class SdkPlatform:
-    """Sends updates with the SDK's own client, address and key.
-
-    The SDK's `progress_update` starts a thread for each update and waits for none, so one may land after the result
-    and leave the job IN_PROGRESS for ever. What it calls underneath can be awaited, and here it is.
-    """
-
-    async def update(self, job: dict[str, Any], output: dict[str, Any]) -> None:
-        """Post one update; failures are logged by the SDK."""
-        from runpod.http_client import AsyncClientSession  # noqa: PLC0415 - the package is optional
-        from runpod.serverless.modules.rp_http import send_result  # noqa: PLC0415 - the package is optional
-
-        async with AsyncClientSession() as session:
-            await send_result(session, {"status": "IN_PROGRESS", "output": output}, job)
-
-
-class ProgressReporter:
-    """Observes one job and sends its newest progress, one update at a time, never more often than `every_s`."""
-
-    def __init__(self, platform: Platform | None, job: dict[str, Any], every_s: float) -> None:
-        """`platform` None: nobody to tell, as in a local test."""
-        self._platform = platform
-        self._job = job
-        self._every_s = every_s
-        self._newest: Progress | None = None
-        self._sending: asyncio.Task[None] | None = None
-        self._closed = asyncio.Event()
-        if platform is None:
-            self._closed.set()
-
-    def started(self) -> None:
-        """The first update follows with the first step."""
-
-    def progressed(self, progress: Progress) -> None:
-        """Remember the newest; send it when its time has come."""
-        self._newest = progress
-        if self._sending is None and not self._closed.is_set():
-            self._sending = asyncio.create_task(self._send_all())
-
-    def picture(self, index: int, seed: int, image: str) -> None:
-        """Pictures travel with the result alone."""
-
-    async def close(self) -> None:
-        """Send nothing more, and wait until what is on its way has been answered."""
-        self._closed.set()
-        if self._sending is not None:
-            await self._sending
-
-    async def _send_all(self) -> None:
-        """Send and pause until closed; being closed ends the pause at once."""
-        while not self._closed.is_set():
-            newest, self._newest = self._newest, None
-            if newest is not None and not await self._send(newest):
-                return
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._every_s):
-                    await self._closed.wait()
-
-    async def _send(self, progress: Progress) -> bool:
-        if self._platform is None:
-            return False
-        try:
-            async with asyncio.timeout(PROGRESS_ANSWER_S):
-                await self._platform.update(self._job, {"progress": progress.model_dump(mode="json")})
-        except TimeoutError:
-            log.warning("progress_given_up", job_id=self._job["id"])
-            return False
-        return True
 
 
 class Worker:
     """Handles the SDK's jobs on one engine. Nothing here is bound to an event loop: the SDK makes its own."""
 
     def __init__(self, engine: Engine, settings: InferenceSettings, platform: Platform | None) -> None:
-        """Take collaborators; `platform` None sends no progress."""
+        """Take collaborators; `platform` None sends no progress.
+
+        Raises:
+            SettingsError: a hook or a file of styles cannot be loaded.
+
+        """
         self._engine = engine
         self._settings = settings
         self._platform = platform
         self._encoder = PictureEncoder()
-        self._handler = PictureHandler(engine, self._encoder, Bounds.of(settings))
+        self._handler = PictureHandler(engine, self._encoder, load_hooks(settings))
+        self._bounds = Bounds.of(settings)
+        self._styles = Styles(settings.home)
+        self._decoders = decoding_threads()
         self._policy = FetchPolicy(allow_hosts=parse_allow_hosts(settings.fetch_allow_hosts))
         self._attempts = itertools.count(1)
         self._capacity = engine.stats().capacity
@@ -183,14 +119,19 @@ class Worker:
             Deliveries(self._settings, self._policy, fetcher, self._encoder) as deliveries,
         ):
             delivery = deliveries.choose(_s3_config(job.get("s3Config"), deliveries))
-            plan = self._handler.plan(SAFE_ID.sub("-", str(job["id"]))[:128], wanted)
+            plan = await self._plan(SAFE_ID.sub("-", str(job["id"]))[:128], wanted, fetcher)
             # RunPod may hand the same id out again while its first attempt is still ending
-            drawing = self._handler.submit(plan, attempt=next(self._attempts))
+            drawing = self._handler.submit(plan, attempt=next(self._attempts), start_within_s=plan.job.start_within_s)
             output = (await self._handler.finish(drawing, reporter, delivery)).model_dump(mode="json")
         await reporter.close()
         limit_mb = self._limit_mb(str(job["id"]))
         await self._encoder.run(lambda given: check_size(given, limit_mb), output)
         return output
+
+    async def _plan(self, job_id: str, wanted: JobInput, fetcher: SafeFetcher) -> Plan:
+        sources = PictureSources(fetcher, self._policy, self._bounds, self._decoders)
+        plan = await Preparer(self._engine, self._bounds, sources, self._styles).draft(job_id, wanted)
+        return plan if plan.prepare is None else await plan.prepare()
 
     def _limit_mb(self, job_id: str) -> float:
         by_kind = SYNC_RESULT_MB if job_id.startswith("sync-") else ASYNC_RESULT_MB
@@ -269,7 +210,12 @@ def main(opener: Callable[[InferenceSettings], Engine] = open_engine) -> int:
         log.error("checkpoint_not_loaded", checkpoint=settings.checkpoint, reason=str(problem))  # noqa: TRY400 - complete without a traceback
         return EXIT_ENGINE
     platform = SdkPlatform() if os.environ.get("RUNPOD_WEBHOOK_POST_OUTPUT") else None
-    worker = Worker(engine, settings, platform)
+    try:
+        worker = Worker(engine, settings, platform)
+    except SettingsError as problem:
+        sys.stderr.write(f"igen runpod worker: {problem}\n")
+        engine.close()
+        return EXIT_SETTINGS
     log.info("ready", checkpoint=engine.info.checkpoint, device=engine.info.device)
     runpod.serverless.start({"handler": worker.handle, "concurrency_modifier": worker.concurrency})
     healthy = engine.stats().healthy

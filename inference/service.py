@@ -8,16 +8,21 @@ import time
 import uuid
 from contextlib import AsyncExitStack
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from inference.bounds import Bounds
 from inference.dispatch import Dispatcher
 from inference.engine.types import EngineError
 from inference.errors import LoadingError, ShuttingDownError, UnhealthyError
 from inference.handler import PictureHandler
+from inference.hooks import load_hooks
+from inference.info import describe_server
 from inference.jobs import JobBook
 from inference.metrics import Metrics
 from inference.pictures import PictureEncoder
-from inference.plan import Bounds
+from inference.preparing import Preparer
+from inference.sources import PictureSources, decoding_threads
+from inference.styles import Styles
 from inference.uploads import Deliveries
 from inference.webhooks import Webhooks
 from models.fetch import FetchPolicy, SafeFetcher, parse_allow_hosts
@@ -64,8 +69,14 @@ class Service:
             on_fatal: called once when the process should end with an error; the reason is in the log.
             clock: seconds that never go back.
 
+        Raises:
+            SettingsError: a hook or a file of styles cannot be loaded.
+
         """
         self.settings = settings
+        self.styles = Styles(settings.home)
+        self.bounds = Bounds.of(settings)
+        self._hooks = load_hooks(settings)
         self.phase = Phase.LOADING
         self.metrics = Metrics()
         self.book = JobBook(max_jobs=settings.max_jobs, max_bytes=settings.max_results_mb * 1_000_000, clock=clock)
@@ -91,7 +102,10 @@ class Service:
         fetcher = await self._stack.enter_async_context(SafeFetcher(policy))
         deliveries = await self._stack.enter_async_context(Deliveries(self.settings, policy, fetcher, self._encoder))
         self._webhooks = Webhooks(fetcher, self.settings, lambda outcome: self.metrics.webhooks.labels(outcome).inc())
-        self._tasks.append(asyncio.create_task(self._load(deliveries, self._webhooks)))
+        pool = decoding_threads()
+        self._stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        sources = PictureSources(fetcher, policy, self.bounds, pool)
+        self._tasks.append(asyncio.create_task(self._load(deliveries, self._webhooks, sources)))
 
     def ready(self) -> Dispatcher:
         """The queue, for anything that may happen while draining too.
@@ -128,6 +142,16 @@ class Service:
 
         """
         return self.ready().handler.engine
+
+    async def info(self) -> dict[str, Any]:
+        """What is loaded, what may be named, and what is accepted.
+
+        Raises:
+            LoadingError, UnhealthyError: as `ready`.
+
+        """
+        engine = self.engine()
+        return await asyncio.to_thread(describe_server, engine, self.styles, self.bounds, self.settings.max_waiting)
 
     def health(self) -> Health:
         """RunPod's `/health`, with one worker: this process."""
@@ -184,7 +208,7 @@ class Service:
             await asyncio.to_thread(self._engine.close)
         self._encoder.close()
 
-    async def _load(self, deliveries: Deliveries, webhooks: Webhooks) -> None:
+    async def _load(self, deliveries: Deliveries, webhooks: Webhooks, sources: PictureSources) -> None:
         log.info("loading", checkpoint=self.settings.checkpoint, device=self.settings.device)
         begun = time.monotonic()
         try:
@@ -197,9 +221,9 @@ class Service:
             log.exception("checkpoint_not_loaded", checkpoint=self.settings.checkpoint)
             self._fail()
             return
-        handler = PictureHandler(self._engine, self._encoder, Bounds.of(self.settings))
         self.dispatcher = Dispatcher(
-            handler=handler,
+            handler=PictureHandler(self._engine, self._encoder, self._hooks),
+            preparer=Preparer(self._engine, self.bounds, sources, self.styles),
             book=self.book,
             deliveries=deliveries,
             webhooks=webhooks,

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 EndpointName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
+HookPath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
+
 KEY_FILE = "inference-key"
 
 
@@ -50,11 +52,42 @@ class InferenceSettings(CommonSettings):
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of torch. Unset: torch's choice.")
     max_batch: int = Field(8, ge=1, le=64, description="Most pictures in one UNet call.")
 
+    memory_mode: Literal["auto", "resident", "tiled", "offload"] = Field(
+        "auto",
+        description="`resident`: all of the checkpoint stays on the device; `tiled`: the VAE works tile by tile; "
+        "`offload`: parts go to the device when they are used; `auto`: by the free memory.",
+    )
+    checkpoint_memory_mb: int | None = Field(
+        None, ge=1, le=16_777_216, description="Most memory of loaded checkpoints, in MB. Unset: by the free memory."
+    )
+    lora_cache_mb: int = Field(512, ge=0, le=1_048_576, description="Most memory of LoRAs kept loaded, in MB.")
+
+    # what happens to each finished picture
+    safety_hook: HookPath | None = Field(
+        None,
+        description="`package.module:factory` of a safety checker, see docs/hooks.md. Unset: none is asked.",
+    )
+    watermark_hook: HookPath | None = Field(
+        None, description="`package.module:factory` of a watermark, see docs/hooks.md. Unset: none."
+    )
+
     # what is accepted
     max_waiting: int = Field(64, ge=1, le=100_000, description="Most pictures waiting for a slot; then 429.")
     min_side: int = Field(64, ge=64, le=4096, description="Smallest width and height in pixels.")
     max_side: int = Field(2048, ge=64, le=4096, description="Largest width and height in pixels.")
     max_pixels: int = Field(1_638_400, ge=4096, le=16_777_216, description="Largest width times height.")
+    max_hires_pixels: int = Field(
+        4_194_304,
+        ge=4096,
+        le=16_777_216,
+        description="Largest width times height of a hires pass; never less than IGEN_MAX_PIXELS.",
+    )
+    max_input_pixels: int = Field(
+        40_000_000,
+        ge=4096,
+        le=178_956_970,
+        description="Largest width times height of a picture that a request brings.",
+    )
     max_steps: int = Field(150, ge=1, le=150, description="Most denoising steps.")
     max_images: int = Field(8, ge=1, le=16, description="Most pictures in one job.")
 

@@ -8,9 +8,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from inference.delivery import InlineDelivery
 from inference.errors import UploadFailedError
-from inference.handler import InlineDelivery
-from inference.pictures import MEDIA_TYPE
 from inference.settings import host_and_port
 from models.errors import FieldProblem, IgenError
 from models.fetch import FetchBlockedError, FetchPolicy, SafeFetcher, check_url
@@ -20,8 +19,8 @@ from models.store import PresignTarget, upload_presigned
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from inference.handler import Delivery
-    from inference.pictures import PictureEncoder
+    from inference.delivery import Delivery
+    from inference.pictures import PictureEncoder, PictureFile
     from inference.settings import InferenceSettings
     from models.wire import JobRequest, S3Config
 
@@ -39,8 +38,8 @@ class BucketDelivery:
     room: asyncio.Semaphore
     timeout_s: float
 
-    async def deliver(self, job_id: str, index: int, png: bytes) -> str:
-        """Store one PNG and return its link.
+    async def deliver(self, job_id: str, index: int, picture: PictureFile) -> str:
+        """Store one picture and return its link.
 
         Raises:
             UploadFailedError: the bucket did not take it in time, or refused.
@@ -48,12 +47,13 @@ class BucketDelivery:
         """
         try:
             async with asyncio.timeout(self.timeout_s), self.room:
-                return await upload_presigned(self.fetcher, self.target, f"{job_id}/{index}.png", png, MEDIA_TYPE)
+                key = f"{job_id}/{index}{picture.suffix}"
+                return await upload_presigned(self.fetcher, self.target, key, picture.data, picture.media_type)
         except TimeoutError:
             reason = f"the upload took longer than {self.timeout_s:g} seconds"
         except IgenError as problem:
             reason = problem.message
-        log.error("upload_failed", job_id=job_id, index=index, bytes=len(png), reason=reason)
+        log.error("upload_failed", job_id=job_id, index=index, bytes=len(picture.data), reason=reason)
         raise UploadFailedError(
             f"The pictures were drawn, but picture {index} could not be stored in bucket "
             f"'{self.target.bucket}': {reason} A retry of the job draws the same pictures."

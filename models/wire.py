@@ -1,25 +1,51 @@
 """The wire between every caller and a generator of pictures: RunPod's serverless queue API.
 
-One module holds the shapes of both directions, so the gateway, the self-hosted server and the RunPod worker
-cannot drift apart. All types are frozen. The job input is a superset of worker-sdxl's, same names.
+The shapes of both directions, so the gateway, the self-hosted server and the RunPod worker cannot drift apart; the
+job's input is in `wire_input` and imported from here. All types are frozen. The input is a superset of worker-sdxl's.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from models.errors import InvalidInputError, problems_from_pydantic
+from models.wire_fields import PROMPT_MAX_CHARS, SEED_COUNT, JobId, OutputFormat, PictureSource, PlainText, Wire
+from models.wire_input import HiresInput, JobInput, LoraInput, names_of
 
-SEED_COUNT = 2**32
-"""Seeds are whole numbers below this; picture i of a job has seed (seed + i) mod SEED_COUNT."""
+__all__ = [
+    "PROMPT_MAX_CHARS",
+    "RECEIPT_PROMPT_CHARS",
+    "SEED_COUNT",
+    "Health",
+    "HiresInput",
+    "JobAnswer",
+    "JobId",
+    "JobInput",
+    "JobOutput",
+    "JobRequest",
+    "JobState",
+    "LoraInput",
+    "OutputFormat",
+    "PictureCheck",
+    "Policy",
+    "Progress",
+    "Receipt",
+    "ReceiptHires",
+    "ReceiptLora",
+    "ReceiptRefiner",
+    "S3Config",
+    "VerifyOutput",
+    "VerifyRequest",
+    "invalid_input",
+    "names_of",
+    "parse_input",
+]
 
-PROMPT_MAX_CHARS = 1000
-IGNORED_WITHOUT_IMAGE = ("strength",)
-IGNORED_WITHOUT_REFINER = ("refiner_inference_steps", "high_noise_frac")
+
+RECEIPT_PROMPT_CHARS = 20_000  # styles add to what a caller may send
 
 
 class JobState(StrEnum):
@@ -38,81 +64,7 @@ class JobState(StrEnum):
         return self not in (JobState.IN_QUEUE, JobState.IN_PROGRESS)
 
 
-def _multiple_of_eight(value: int) -> int:
-    if value % 8:
-        raise ValueError(f"must be a multiple of 8; {value - value % 8} and {value - value % 8 + 8} are nearest")
-    return value
-
-
-def _printable(value: str) -> str:
-    if any(unicodedata.category(char) == "Cc" and char not in "\t\n\r" for char in value):
-        raise ValueError("must not contain control characters")
-    return value
-
-
-PromptText = Annotated[
-    str,
-    StringConstraints(strip_whitespace=True, min_length=1, max_length=PROMPT_MAX_CHARS),
-    AfterValidator(_printable),
-]
-NegativeText = Annotated[
-    str, StringConstraints(strip_whitespace=True, max_length=PROMPT_MAX_CHARS), AfterValidator(_printable)
-]
-PlainText = Annotated[str, AfterValidator(_printable)]
-Side = Annotated[int, Field(strict=True, ge=64, le=4096), AfterValidator(_multiple_of_eight)]
-JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
-
-
-class _Wire(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class JobInput(_Wire):
-    """What to draw. A field that is not sent takes the checkpoint's own default.
-
-    Sizes are in pixels. `negative_prompt` absent means the checkpoint's default, `""` means none. These are the
-    hard bounds; a server's settings may be narrower.
-    """
-
-    prompt: PromptText = Field(description="What the picture shows.")
-    negative_prompt: NegativeText | None = Field(
-        None, description='What it must not show. Absent: the checkpoint\'s default; "": none.'
-    )
-    width: Side | None = Field(None, description="Pixels, a multiple of 8. Absent: the checkpoint's size.")
-    height: Side | None = Field(None, description="Pixels, a multiple of 8. Absent: the checkpoint's size.")
-    num_inference_steps: int | None = Field(None, strict=True, ge=1, le=150, description="Denoising steps.")
-    guidance_scale: float | None = Field(
-        None,
-        strict=True,
-        ge=0,
-        le=50,
-        description="Classifier-free guidance; at 1 or below the negative prompt has no effect.",
-    )
-    seed: int | None = Field(
-        None, strict=True, ge=0, lt=SEED_COUNT, description="Absent: drawn at random and reported."
-    )
-    num_images: int = Field(1, strict=True, ge=1, le=16, description="Picture i has seed (seed + i) mod 2^32.")
-    scheduler: PlainText | None = Field(None, min_length=1, max_length=64, description="Sampler name.")
-    strict: bool = Field(
-        False,
-        strict=True,
-        description="Alone in its batch from first to last step: equal bit for bit every time.",
-    )
-    request_id: JobId | None = Field(None, description="Correlation id; also the job's id on a self-hosted server.")
-    # worker-sdxl's fields for img2img and the refiner. image_url is refused where it cannot be honoured; the
-    # others mean nothing without it or a refiner, so they are accepted and named in the output's `ignored`.
-    image_url: PlainText | None = Field(None, max_length=4096, description="img2img source; not available yet.")
-    strength: float | None = Field(None, strict=True, ge=0, le=1, description="img2img only; otherwise ignored.")
-    refiner_inference_steps: int | None = Field(None, strict=True, ge=0, le=150, description="Refiner only.")
-    high_noise_frac: float | None = Field(None, strict=True, ge=0, le=1, description="Refiner only.")
-
-    def ignored_fields(self) -> list[str]:
-        """Names of fields that the caller sent and that change nothing."""
-        names = (*IGNORED_WITHOUT_IMAGE, *IGNORED_WITHOUT_REFINER)
-        return [name for name in names if getattr(self, name) is not None]
-
-
-class Policy(_Wire):
+class Policy(Wire):
     """RunPod's execution policy. Times in milliseconds."""
 
     executionTimeout: int = Field(600_000, strict=True, ge=5_000, le=7 * 86_400_000)  # noqa: N815
@@ -120,7 +72,7 @@ class Policy(_Wire):
     ttl: int = Field(86_400_000, strict=True, ge=10_000, le=7 * 86_400_000)
 
 
-class S3Config(_Wire):
+class S3Config(Wire):
     """Where to put the pictures of one request, instead of returning them as base64."""
 
     accessId: PlainText = Field(min_length=1, max_length=256)  # noqa: N815
@@ -129,7 +81,7 @@ class S3Config(_Wire):
     endpointUrl: PlainText = Field(min_length=8, max_length=2048)  # noqa: N815
 
 
-class JobRequest(_Wire):
+class JobRequest(Wire):
     """The body of `/run` and `/runsync`."""
 
     input: JobInput
@@ -138,7 +90,7 @@ class JobRequest(_Wire):
     s3Config: S3Config | None = None  # noqa: N815
 
 
-class Progress(_Wire):
+class Progress(Wire):
     """What `/status` shows as `output.progress` while a job waits or runs."""
 
     step: int = 0
@@ -148,15 +100,51 @@ class Progress(_Wire):
     preview_seq: int = 0
 
 
-class Receipt(_Wire):
-    """What is needed to draw the same picture again."""
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ReceiptLora(Wire):
+    """A LoRA that took part; `sha256` is over its file."""
+
+    name: str
+    scale: float
+    sha256: str
+
+
+class ReceiptHires(Wire):
+    """The second pass as it was drawn."""
+
+    width: int
+    height: int
+    steps: int
+    strength: float
+    upscaler: Literal["lanczos", "latent"]
+
+
+class ReceiptRefiner(Wire):
+    """The refiner's part as it was drawn."""
+
+    checkpoint: str
+    sha256: str
+    steps: int
+    switch_at: float
+    negative_prompt: str
+
+
+class Receipt(Wire):
+    """What is needed to draw the same pictures again.
+
+    `prompt` and `negative_prompt` are as drawn, after styles. `width` and `height` are before the hires pass.
+    `pixels_sha256` is over each picture's raw pixels (uint8 RGB, row by row), before any hook and any encoding;
+    `init_sha256` and `mask_sha256` are over the given files.
+    """
 
     checkpoint: str
     checkpoint_sha256: str
     scheduler: str
-    seeds: list[int]
-    prompt: str
-    negative_prompt: str
+    seeds: list[int] = Field(min_length=1, max_length=16)
+    prompt: str = Field(max_length=RECEIPT_PROMPT_CHARS)
+    negative_prompt: str = Field(max_length=RECEIPT_PROMPT_CHARS)
     width: int
     height: int
     num_inference_steps: int
@@ -166,13 +154,23 @@ class Receipt(_Wire):
     dtype: str
     buckets: list[int]
     versions: dict[str, str]
+    prompt_syntax: Literal["a1111", "plain"] = "a1111"
+    refiner: ReceiptRefiner | None = None
+    loras: list[ReceiptLora] = Field(default_factory=list)
+    hires: ReceiptHires | None = None
+    strength: float | None = None
+    init_sha256: str | None = None
+    mask_sha256: str | None = None
+    output_format: OutputFormat = "png"
+    pixels_sha256: list[str] = Field(default_factory=list)
 
 
-class JobOutput(_Wire):
+class JobOutput(Wire):
     """worker-sdxl's `{images, image_url, seed}` and more keys beside.
 
-    `images` are `data:image/png;base64,...` or, after an upload, links. Times are in seconds. `notes` say in plain
-    words what could not be honoured in full.
+    `images` are data URLs (`data:image/png;base64,...`, or `image/jpeg`, `image/webp`) or, after an upload, links.
+    Times are in seconds; a prediction is absent where nothing like the job has been measured yet. `notes` say in
+    plain words what could not be honoured in full. `flagged` are the pictures that the safety hook did not allow.
     """
 
     images: list[str]
@@ -181,14 +179,56 @@ class JobOutput(_Wire):
     seeds: list[int]
     width: int
     height: int
+    output_format: OutputFormat = "png"
     demonstration: bool
     ignored: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
+    flagged: list[int] = Field(default_factory=list)
     receipt: Receipt
     timings: dict[str, float]
 
 
-class JobAnswer(_Wire):
+class VerifyRequest(Wire):
+    """The body of `/verify`: a receipt, and what is to be compared with what it draws now.
+
+    `images` are in the order of the receipt's seeds; without them only the receipt's hashes are compared. `image`
+    and `mask` are the job's own again, where it had them.
+    """
+
+    receipt: Receipt
+    images: list[PictureSource] = Field(default_factory=list, max_length=16, repr=False)
+    image: PictureSource | None = Field(None, repr=False)
+    mask: PictureSource | None = Field(None, repr=False)
+
+
+class PictureCheck(Wire):
+    """One picture drawn again. Differences are in 8-bit levels of one channel, None without a picture to compare."""
+
+    seed: int
+    pixels_sha256: str
+    same_hash: bool | None = None
+    same_size: bool | None = None
+    max_difference: int | None = None
+    mean_difference: float | None = None
+    differing_pixels: float | None = None
+
+
+class VerifyOutput(Wire):
+    """What drawing from a receipt gave; `max_difference` is the largest of all given pictures that have the size.
+
+    `identical`: every picture has the receipt's hash, or else every given picture is equal to the pixel. `differs`
+    names what is not as the receipt says: `checkpoint_sha256`, `device`, `dtype`, `versions.torch`, `loras.name`.
+    """
+
+    identical: bool
+    max_difference: int | None = None
+    pictures: list[PictureCheck]
+    differs: dict[str, list[str]]
+    receipt: Receipt
+    timings: dict[str, float]
+
+
+class JobAnswer(Wire):
     """The body of every answer about a job. Times in milliseconds; absent keys are left out of the JSON."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # RunPod adds keys as it likes

@@ -1,213 +1,43 @@
 """Our engine beside stock diffusers: the same requests, checkpoint, machine and run.
 
-Eight clients in a closed loop each send a request, wait for its picture and send the next. Stock
-`StableDiffusionXLPipeline` serves them one by one (it can do nothing else safely); our engine batches them step by
-step. Rounds of the two alternate, so that a change of the machine's load meets both. Only ratios mean anything.
-
-Each contestant has a process of its own. In one process their two teams of OpenMP threads would be more threads than
-cores, libgomp would stop spinning at its barriers, and stock diffusers would run at half its speed.
+1, 4, 8 and 16 clients each pause for a random time (together they send as a Poisson process would), send a request
+with steps and guidance of its own, and wait for its picture. Three contestants serve them, each in its own process:
+stock diffusers one by one, stock diffusers that batches equal requests in a window, and the engine. Rounds alternate,
+so that a change of the machine's load meets all. Then: what the engine's own work costs beside the UNet and the VAE.
+Only ratios mean anything.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import queue
-import random
 import statistics
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from scripts.serving.contestants import ENGINE, STOCK, WINDOW, Contestant
+from scripts.serving.load import make_work
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from multiprocessing.connection import Connection
+    from inference.engine.types import EngineInfo
+    from scripts.serving.load import Round, Work
 
-    from inference.engine.engine import BatchingEngine
-    from inference.engine.types import EngineEvent, EngineInfo, PictureSpec
-
-STOCK = "stock, one by one"
-ROOT = Path(__file__).resolve().parent.parent
-WORDS = ("red circle", "blue square", "green star", "yellow triangle", "city skyline at sunset", "mountains at night")
+OVERHEAD_GOALS = {1: 3.0, 4: 8.0}
+"""Percent of the whole by guided pictures at once: one is a batch of 2 rows, four are a bucket of 8."""
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
-    """One round's outcome: pictures a second over the whole, and each request's latency in seconds."""
-
-    rate: float
-    latencies: list[float]
-
-
-def make_requests(count: int, sizes: list[tuple[int, int]], seed: int) -> list[PictureSpec]:
-    """Requests with mixed steps (6 to 20), guidance (one in six without) and seeds."""
-    from inference.engine.types import PictureSpec  # noqa: PLC0415 - torch is slow to import, --help should not be
-
-    draw = random.Random(seed)
-    specs = []
-    for index in range(count):
-        width, height = draw.choice(sizes)
-        guidance = draw.choice([1.0, 2.0, 3.0, 4.0, 5.0, 7.5])
-        prompt = f"a {draw.choice(WORDS)}"
-        specs.append(PictureSpec(prompt, "", width, height, draw.randint(6, 20), guidance, index, "euler"))
-    return specs
-
-
-def closed_loop(requests: list[PictureSpec], clients: int, draw_one: Callable[[int, PictureSpec], None]) -> Round:
-    """Run `requests` through `clients` threads; `draw_one` blocks until the picture is there."""
-    todo: queue.SimpleQueue[tuple[int, PictureSpec]] = queue.SimpleQueue()
-    for item in enumerate(requests):
-        todo.put(item)
-    latencies: list[float] = []
-
-    def client() -> None:
-        while True:
-            try:
-                index, spec = todo.get_nowait()
-            except queue.Empty:
-                return
-            started = time.perf_counter()
-            draw_one(index, spec)
-            latencies.append(time.perf_counter() - started)
-
-    threads = [threading.Thread(target=client) for _ in range(clients)]
-    started = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if len(latencies) != len(requests):
-        raise RuntimeError("a client died; the figures would be wrong")
-    return Round(len(requests) / (time.perf_counter() - started), latencies)
-
-
-def stock_drawer(folder: Path, dtype: Any, device: str) -> Callable[[int, PictureSpec], None]:
-    """Stock diffusers in a thread of its own, first come first served: a pipeline cannot be shared."""
-    line = ThreadPoolExecutor(1)  # a lock would not be fair, and its latencies not the pipeline's
-    pipeline = line.submit(_load_stock, folder, dtype, device).result()
-
-    def call(spec: PictureSpec) -> None:
-        import torch  # noqa: PLC0415
-
-        pipeline(
-            prompt=spec.prompt,
-            negative_prompt=spec.negative_prompt,
-            width=spec.width,
-            height=spec.height,
-            num_inference_steps=spec.steps,
-            guidance_scale=spec.guidance_scale,
-            generator=torch.Generator("cpu").manual_seed(spec.seed),
-            output_type="np",
-        )
-
-    return lambda _index, spec: line.submit(call, spec).result()
-
-
-def _load_stock(folder: Path, dtype: Any, device: str) -> Any:
-    from diffusers import StableDiffusionXLPipeline  # noqa: PLC0415
-
-    pipeline = StableDiffusionXLPipeline.from_pretrained(str(folder), dtype=dtype, local_files_only=True).to(device)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def engine_drawer(engine: BatchingEngine) -> Callable[[int, PictureSpec], None]:
-    """Our engine, called as the server calls it."""
-    from inference.engine.types import Cancelled, Completed, EngineJob, Failed  # noqa: PLC0415
-
-    serial = iter(range(10**9))
-
-    def draw(_index: int, spec: PictureSpec) -> None:
-        events: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
-        engine.submit(EngineJob(f"bench-{next(serial)}", (spec,)), events.put)
-        while True:
-            event = events.get()
-            if isinstance(event, Completed):
-                return
-            if isinstance(event, Failed | Cancelled):
-                raise RuntimeError(f"the engine failed: {event}")  # noqa: TRY004 - an outcome, not a wrong argument
-
-    return draw
-
-
-class Contestant:
-    """One of the two in a process of its own, told which requests to serve."""
-
-    def __init__(self, kind: str, checkpoint: str, clients: int, threads: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, kind, checkpoint, clients, threads), daemon=True)
-        self._process.start()
-        theirs.close()
-        self.about: dict[str, Any] = self._pipe.recv()
-
-    def close(self) -> None:
-        """Let the process go."""
-        self._pipe.close()
-        self._process.join(timeout=30)
-
-    def round(self, requests: list[PictureSpec], clients: int) -> Round:
-        """Run one closed loop there."""
-        self._pipe.send((requests, clients))
-        outcome = self._pipe.recv()
-        if not isinstance(outcome, Round):
-            raise RuntimeError(f"a contestant failed: {outcome}")  # noqa: TRY004 - an outcome, not a wrong argument
-        return outcome
-
-
-def _serve(pipe: Connection, kind: str, checkpoint: str, clients: int, threads: int) -> None:
-    import torch  # noqa: PLC0415
-
-    from inference.engine.checkpoint import choose_device  # noqa: PLC0415
-    from inference.engine.factory import EngineOptions, open_engine  # noqa: PLC0415
-    from inference.engine.locate import locate  # noqa: PLC0415
-
-    if threads:
-        torch.set_num_threads(threads)
-    search = (ROOT / "inference" / "checkpoints",)
-    device = choose_device("auto")
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
-    about: dict[str, Any] = {"threads": torch.get_num_threads()}
-    if kind == STOCK:
-        drawer = stock_drawer(locate(checkpoint, None, search).folder, dtype, str(device))
-    else:
-        with ThreadPoolExecutor(1) as loader:  # as the server does, for the same reason as the two processes
-            options = EngineOptions(checkpoint, search=search, max_batch=clients)
-            engine = loader.submit(open_engine, options).result()
-        about |= {"info": engine.info}
-        drawer = engine_drawer(engine)
-    pipe.send(about)
-    while True:
-        try:
-            requests, many = pipe.recv()
-        except EOFError:
-            if kind != STOCK:
-                engine.close()
-            return
-        try:
-            pipe.send(closed_loop(requests, many, drawer))
-        except Exception as problem:  # noqa: BLE001 - the process's edge; the other side says it
-            pipe.send(repr(problem))
-
-
-def compare(
-    contestants: dict[str, Contestant], requests: list[PictureSpec], clients: int, rounds: int
-) -> dict[str, list[Round]]:
-    """Alternate the contestants, first one first in even rounds, last one first in odd ones."""
+def compare(contestants: dict[str, Contestant], work: Work, rounds: int) -> dict[str, list[Round]]:
+    """Alternate the contestants, in turning order."""
     results: dict[str, list[Round]] = {name: [] for name in contestants}
+    names = list(contestants)
     with Progress(transient=True) as progress:
-        task = progress.add_task("measuring", total=rounds * len(contestants))
+        task = progress.add_task(f"{work.clients} clients", total=rounds * len(contestants))
         for number in range(rounds):
-            order = list(contestants) if number % 2 == 0 else list(reversed(contestants))
-            for name in order:
-                results[name].append(contestants[name].round(requests, clients))
+            turn = number % len(names)
+            for name in names[turn:] + names[:turn]:
+                results[name].append(contestants[name].round(work))
                 progress.advance(task)
     return results
 
@@ -215,7 +45,8 @@ def compare(
 def show(console: Console, title: str, results: dict[str, list[Round]]) -> None:
     """Print medians over the rounds; the ratio is the median of each round's own ratio."""
     base = results[STOCK]
-    table = Table("", "images/s", "p50 s", "p95 s", "x stock", title=title)
+    table = Table("", "images/s", "p50 s", "p95 s", "x stock", "p50 / stock's", title=title)
+    stock_p50 = statistics.median(latency for each in base for latency in each.latencies)
     for name, rounds in results.items():
         latencies = sorted(latency for each in rounds for latency in each.latencies)
         ratio = statistics.median(mine.rate / theirs.rate for mine, theirs in zip(rounds, base, strict=True))
@@ -225,34 +56,47 @@ def show(console: Console, title: str, results: dict[str, list[Round]]) -> None:
             f"{statistics.median(latencies):.2f}",
             f"{latencies[int(0.95 * (len(latencies) - 1))]:.2f}",
             f"{ratio:.2f}",
+            f"{statistics.median(latencies) / stock_p50:.2f}",
         )
     console.print(table)
 
 
-def main(
+def show_overhead(console: Console, engine: Contestant, pictures: int) -> None:
+    """Where the engine's seconds go, one picture at a time and four together."""
+    table = Table("guided pictures at once", "UNet %", "VAE %", "the rest %", "goal %", title="the engine's own work")
+    for together, goal in OVERHEAD_GOALS.items():
+        found = engine.overhead(together, pictures)
+        shares = [f"{100 * found[name] / found['whole']:.1f}" for name in ("unet", "vae", "rest")]
+        table.add_row(str(together), *shares, f"{goal:.0f}")
+    console.print(table)
+
+
+def main(  # noqa: PLR0917 - the command's options
     checkpoint: Annotated[str, typer.Option(help="A checkpoint's name or diffusers folder.")] = "tiny",
-    requests: Annotated[int, typer.Option(help="Requests in each round.")] = 48,
-    clients: Annotated[int, typer.Option(help="Clients in the closed loop.")] = 8,
-    rounds: Annotated[int, typer.Option(help="Rounds of each contestant, alternating.")] = 5,
-    threads: Annotated[int, typer.Option(help="PyTorch threads for both; 0 leaves its default.")] = 0,
+    requests: Annotated[int, typer.Option(help="Requests in each round.")] = 32,
+    clients: Annotated[str, typer.Option(help="Numbers of clients, with commas.")] = "1,4,8,16",
+    rounds: Annotated[int, typer.Option(help="Rounds of each contestant, alternating.")] = 3,
+    pause: Annotated[float, typer.Option(help="Mean pause of a client before each request, in seconds.")] = 0.1,
+    threads: Annotated[int, typer.Option(help="PyTorch threads of each; 0 leaves its default.")] = 0,
+    sizes: Annotated[int, typer.Option(min=1, max=2, help="One size, or two mixed.")] = 1,
+    overhead: Annotated[int, typer.Option(help="Pictures of the overhead's measurement; 0 leaves it out.")] = 24,
 ) -> None:
-    """Compare the engine with stock diffusers called one by one."""
-    contestants = {name: Contestant(name, checkpoint, clients, threads) for name in (STOCK, "engine")}
-    about = contestants["engine"].about
+    """Compare the engine with stock diffusers."""
+    contestants = {name: Contestant(name, checkpoint, threads) for name in (STOCK, WINDOW, ENGINE)}
+    about = contestants[ENGINE].about
     info: EngineInfo = about["info"]
     width, height = info.defaults.width, info.defaults.height
+    chosen = [(width, height), (width, height * 3 // 4 // 8 * 8)][:sizes]
     console = Console()
     console.print(f"{info.checkpoint} on {info.device}, {info.dtype}, {info.versions}")
-    console.print(f"{clients} clients, {requests} requests a round, {rounds} rounds, {about['threads']} threads each")
-    tables = {
-        f"one size, {width}x{height}: the goal is 1.5": [(width, height)],
-        "two sizes, no goal": [(width, height), (width, height * 3 // 4 // 8 * 8)],
-    }
-    for title, sizes in tables.items():
-        work = make_requests(requests, sizes, seed=1)
-        for contestant in contestants.values():
-            contestant.round(work[:clients], clients)  # warm caches, not counted
-        show(console, title, compare(contestants, work, clients, rounds))
+    console.print(f"{requests} requests a round, {rounds} rounds, {about['threads']} threads each, sizes {chosen}")
+    for contestant in contestants.values():
+        contestant.round(make_work(8, 8, chosen, pause_s=0, seed=2))  # warm caches, not counted
+    for count in (int(word) for word in clients.split(",")):
+        work = make_work(requests, count, chosen, pause_s=pause)
+        show(console, f"{count} clients", compare(contestants, work, rounds))
+    if overhead and info.device == "cpu":
+        show_overhead(console, contestants[ENGINE], overhead)
     for contestant in contestants.values():
         contestant.close()
 

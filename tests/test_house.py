@@ -40,6 +40,7 @@ BEHAVIOURS = {
     "gateway/test_idempotency",
     "gateway/test_recovery",
     "gateway/test_sweeping_beside_runs",
+    "inference/test_features",
     "inference/test_runpod_client",
 }
 # written in pieces, so that this file passes its own test

@@ -13,6 +13,8 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 OTHER_PICTURE_FIELDS = ("image_url", "imagelink", "image")
 """Names under which feeds carry image_link, when they have no field of that name."""
+NEEDED = frozenset({"id", "image_link", *OTHER_PICTURE_FIELDS})
+"""The fields by which an entry is judged."""
 
 
 class FeedEntry(NamedTuple):
@@ -22,7 +24,8 @@ class FeedEntry(NamedTuple):
         position: its ordinal in the feed, from 0.
         product_id: its id, or None.
         image_url: its picture's address as the feed gives it, or None.
-        fields: all its fields by local name in lower case; of one that comes several times, the first.
+        fields: all its fields by local name in lower case, or those asked for at least; of one that comes several
+            times, the first.
         code: None, or why it cannot be framed: missing_id, bad_id, missing_image, relative_url, bad_url.
         reason: `code` in plain words.
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from compositor.feed.elements import Element, elements
+from compositor.feed.entries import NEEDED
 from compositor.feed.markup import Piece, has_sections, unescape, without_sections
-from compositor.feed.shapes import MAX_FIELD_CHARS, Shapes, cut_fields
+from compositor.feed.shapes import MAX_FIELD_CHARS, Child, Shapes, cut_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from compositor.feed.shapes import Wanted
 
 GOOGLE = ("http://base.google.com/ns/", "https://base.google.com/ns/")
 ATOM = "http://www.w3.org/2005/Atom"
@@ -15,6 +21,9 @@ MAX_NAMES = 5000
 MAX_DEPTH = 64
 _NAME = re.compile(r"[^\s/!?=\"'&]+")
 _DECLARATION = re.compile(r"""\sxmlns(?::([^\s=]+))?\s*=\s*["']([^"']*)["']""")
+_SECTION_CHILD = re.compile(r"<([^\s<>/!?]+)>[^<]*+<!\[CDATA\[")
+_ATTRIBUTES = re.compile(r'(?:[ \t\r\n]+[^\s=/"\'<>]+="[^"<]*")*[ \t\r\n]*')
+_ATTRIBUTE_NAME = re.compile(r'([^\s=/"\'<>]+)="[^"]*"')
 _PICTURE_ELEMENTS = {"content", "thumbnail", "enclosure", "link"}
 
 
@@ -29,14 +38,15 @@ class Names(dict[str, str | None]):
 
     """
 
-    def __init__(self, head: str) -> None:
+    def __init__(self, head: str, wanted: Wanted | None = None) -> None:
         super().__init__()
+        self._wanted = wanted
         self._declared = {match[1] or "": match[2] for match in _DECLARATION.finditer(head)}
         self._declared.setdefault("xml", "")
         self._first: dict[str, str] = {}
         self._settled: set[str] = set()
         self.undeclared: set[str] = set()
-        self.shapes = Shapes()
+        self.shapes = Shapes(self._wanted)
 
     def __missing__(self, name: str) -> str | None:
         """Look at a name met for the first time; what is no plain name is not remembered."""
@@ -51,8 +61,15 @@ class Names(dict[str, str | None]):
         first = self._first.setdefault(local.lower(), name)
         if first != name:
             self[first] = key = None
-            self.shapes = Shapes()
+            self.shapes = Shapes(self._wanted)
         self[name] = key
+        return key
+
+    def learnable(self, name: str) -> str | None:
+        """The field of a name met before, where the quick way does for it: several may stand for one nobody wants."""
+        key, local = self[name], name.rpartition(":")[2].lower()
+        if key is None and self._wanted is not None and not self._wanted(local):
+            return local
         return key
 
     def declares(self, prefix: str) -> bool:
@@ -95,20 +112,61 @@ def all_fields(piece: Piece, names: Names, *, tolerant: bool) -> dict[str, str]:
     Entries are nearly always a flat list of plain elements; those are split at `<`. All else takes the longer way.
     """
     inner = piece.inner
-    if sections := has_sections(inner):
+    if has_sections(inner):
+        sections = _SECTION_CHILD.findall(inner)
         inner = without_sections(inner)
+    else:
+        sections = []
     pairs = None if tolerant else _flat(inner, names)
     if pairs is None:
-        return _nested(inner, names, deepest=MAX_DEPTH if tolerant else 1)
-    fields: dict[str, str] = {}
+        found = elements(inner)
+        fields = _nested(found, names, deepest=MAX_DEPTH if tolerant else 1)
+        if not tolerant:
+            _learn_nested(piece, names, found, sections)
+        return fields
+    fields = {}
     for name, text in pairs:
         key = cast("str", names[name])
         if not fields.get(key):
             fields[key] = unescape(text.strip())
-    if len(fields) == len(pairs) and piece.closing:
-        keys = dict(zip((name for name, _ in pairs), fields, strict=True))
-        names.shapes.learn(piece.opening[1:-1].split(maxsplit=1)[0], keys, sections=sections)
+    _learn(piece, names, [(name, "", ()) for name, _ in pairs], sections)
     return fields
+
+
+def _learn(
+    piece: Piece, names: Names, met: Iterable[tuple[str, str, tuple[str, ...]]], sections: Iterable[str]
+) -> None:
+    """Teach the feed's shapes an entry's children, each with its attributes and the names of those in it."""
+    children: dict[str, Child] = {}
+    last = ""
+    for name, attributes, inside in met:
+        key = names.learnable(name)
+        empty = attributes.endswith("/")
+        found = _ATTRIBUTES.fullmatch(attributes.removesuffix("/"))
+        if key is None or found is None or (empty and key in NEEDED) or (name in children and name != last):
+            return
+        called = tuple(_ATTRIBUTE_NAME.findall(attributes))
+        if any(one.startswith("xmlns") for one in called) or len(set(called)) < len(called):
+            return
+        cdata = not {name, *inside}.isdisjoint(sections)
+        child = Child(key, cdata, name in children, empty, inside, called)
+        children[name] = children[name].merged(child) if name in children else child
+        last = name
+    if piece.closing:
+        names.shapes.learn(piece.opening[1:-1], children)
+
+
+def _learn_nested(piece: Piece, names: Names, found: list[Element], sections: Iterable[str]) -> None:
+    met: list[tuple[str, str, tuple[str, ...]]] = []
+    for element in found:
+        if element.depth == 1:
+            met.append((element.name, element.attributes, ()))
+        elif element.depth > 2 or element.attributes:  # noqa: PLR2004 - a child's child
+            return
+        else:
+            name, attributes, inside = met[-1]
+            met[-1] = name, attributes, (*inside, element.name)
+    _learn(piece, names, met, sections)
 
 
 def _flat(inner: str, names: Names) -> list[tuple[str, str]] | None:
@@ -122,11 +180,11 @@ def _flat(inner: str, names: Names) -> list[tuple[str, str]] | None:
     return [(name, text) for name, _, text in split]
 
 
-def _nested(inner: str, names: Names, deepest: int) -> dict[str, str]:
+def _nested(found: list[Element], names: Names, deepest: int) -> dict[str, str]:
     """Fields of children; in a broken entry, where one is left open, of those that seem to lie deeper too."""
     best: dict[str, tuple[tuple[int, int], str]] = {}
     picture = ""
-    for element in elements(inner):
+    for element in found:
         if element.depth > deepest:
             continue
         key = local_name(element)

@@ -1,6 +1,6 @@
 """Where entries begin and end in a feed's text.
 
-lxml judges whether the document is well-formed (`products`); this module finds the places, which keeps every byte of
+lxml judges whether the document is well-formed (`judge`); this module finds the places, which keeps every byte of
 the original at hand for the feed that is written again, and lets one broken entry stay one broken entry. Without a
 DOCTYPE, which is refused before, XML has four kinds of markup besides text: tags, comments, CDATA sections and
 processing instructions.
@@ -236,15 +236,18 @@ def unescape(text: str) -> str:
     """References resolved. A bare `&` and names that HTML does not know stay as they are."""
     if "&" not in text:
         return text
-    first, *parts = text.split("&")
-    pieces = [first]
-    for part in parts:
+    parts = text.split("&")
+    for number in range(1, len(parts)):
+        part = parts[number]
+        if part.startswith("amp;"):
+            parts[number] = f"&{part[4:]}"
+            continue
         name, _, rest = part.partition(";")
         character = _USUAL.get(name)
         if character is None:
             return _REFERENCE.sub(_resolved, text)
-        pieces += (character, rest)
-    return "".join(pieces)
+        parts[number] = character + rest
+    return "".join(parts)
 
 
 _USUAL = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}

@@ -1,8 +1,8 @@
 """A feed in XML, cut into entries in constant memory: Atom's `entry`, RSS's `item`.
 
-Every chunk goes through lxml's parser first, which builds nothing and says whether the document is well-formed so
-far. From its first objection on, and when bytes are not valid in the declared encoding, the feed is `partial` and is
-read tolerantly. A document that ends before its root element does is an error in either case.
+`judge` says of each entry whether the document is well-formed so far. From its first objection on, and when bytes are
+not valid in the declared encoding, the feed is `partial` and is read tolerantly. A document that ends before its root
+element does is an error in either case.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from lxml import etree  # type: ignore[import-untyped] # it ships no types
-
 from compositor.feed.errors import FeedCode, FeedError, FeedLimits
 from compositor.feed.fields import Names, read_fields
+from compositor.feed.judge import Judge
 from compositor.feed.markup import Piece, Scanner
-from compositor.feed.source import FeedSource
+from compositor.feed.source import CHUNK_BYTES, FeedSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from compositor.feed.shapes import Shape, Wanted
 
 MAX_PROLOG_CHARS = 1024**2
 _PROLOG = re.compile(r"(?:\s++|<\?.*?\?>|<!--.*?-->)*+", re.DOTALL)
@@ -45,7 +46,7 @@ class ProductDocument:
 
     """
 
-    def __init__(self, path: Path, limits: FeedLimits) -> None:
+    def __init__(self, path: Path, limits: FeedLimits, wanted: Wanted | None = None) -> None:
         self._path = path
         self._limits = limits
         self.partial = False
@@ -64,7 +65,7 @@ class ProductDocument:
             raise FeedError(FeedCode.TRUNCATED, "The feed ends within its first element.")
         self.root, self.root_tag = root
         self.kind = _KINDS[self.root.rpartition(":")[2].lower()]
-        self.names = Names(head)
+        self.names = Names(head, wanted)
 
     def pieces(self) -> Iterator[Piece]:
         """The entries, each with what stands before it.
@@ -73,36 +74,33 @@ class ProductDocument:
             FeedError: cut off, over a limit, or with a DOCTYPE.
 
         """
-        scanner = Scanner(_LOCAL[self.kind], self.root)
-        for text in self._judged(scanner):
-            yield from scanner.feed(text)
-        yield from scanner.finish()
-        self.tail = scanner.rest
+        reading = self._begin()
+        for _ in reading.windows():
+            while (piece := reading.piece()) is not None:
+                yield piece
+        yield from reading.finish()
+        self.tail = reading.rest
 
     def fields(self) -> Iterator[dict[str, str]]:
-        """Each entry's fields. A prefix that is declared nowhere makes the feed partial.
+        """Each entry's fields, those that are wanted at least. A prefix that is declared nowhere makes it partial.
 
         Raises:
             FeedError: as `pieces`.
 
         """
-        scanner, names = Scanner(_LOCAL[self.kind], self.root), self.names
-        for text in self._judged(scanner):
-            buffer, at = scanner.rest + text, 0
+        reading, names = self._begin(), self.names
+        for _ in reading.windows():
             while True:
-                shape = None if scanner.tolerant else names.shapes.latest
-                if shape is not None and (found := shape.match(buffer, at)) is not None:
-                    fields, at = found
-                    yield fields
-                    continue
-                piece = scanner.next(buffer, at)
-                if piece is None:
+                if (shape := names.shapes.latest) is not None:
+                    yield from reading.alike(shape)
+                if (piece := reading.piece()) is None:
                     break
-                at += piece.length
                 yield self._long_way(piece)
-            scanner.keep(buffer[at:])
-        for piece in scanner.finish():
+        for piece in reading.finish():
             yield self._long_way(piece)
+
+    def _begin(self) -> _Reading:
+        return _Reading(self, FeedSource(self._path, self._limits), Scanner(_LOCAL[self.kind], self.root))
 
     def _long_way(self, piece: Piece) -> dict[str, str]:
         fields = read_fields(piece, self.names, tolerant=self.partial)
@@ -110,24 +108,80 @@ class ProductDocument:
             self.partial = self.names.settle(piece.opening + piece.inner) or self.partial
         return fields
 
-    def _judged(self, scanner: Scanner) -> Iterator[str]:
-        """The document's text in chunks; at lxml's first objection the scanner is told.
 
-        Each chunk is handed on only after the parser has had the next one or the end: it may hold a fault back until
-        it has seen what follows.
-        """
-        parser: etree.XMLParser | None = _judge()
-        waiting = ""
-        with FeedSource(self._path, self._limits) as source:
+class _Reading:
+    """One pass over a document: `windows` brings more of its text, `alike` and `piece` take entries from it."""
+
+    def __init__(self, document: ProductDocument, source: FeedSource, scanner: Scanner) -> None:
+        self._document = document
+        self._source = source
+        self._scanner = scanner
+        self._judge = Judge()
+        self._buffer = ""
+        self._at = 0
+        self._vouched: tuple[int, int] | None = None
+
+    @property
+    def rest(self) -> str:
+        """What came after the last entry."""
+        return self._scanner.rest
+
+    def windows(self) -> Iterator[None]:
+        """Each time there is more text to take entries from, until the document has ended."""
+        judge, scanner = self._judge, self._scanner
+        with self._source as source:
             for data, text in source.decoded():
-                if parser is not None and (source.repaired or not _approves(parser, data)):
-                    parser = None
-                    self.partial = scanner.tolerant = True
-                yield waiting
-                waiting = text
-        if parser is not None and not _approves_end(parser):
-            self.partial = scanner.tolerant = True
-        yield waiting
+                judge.hear(data, text)
+                if source.repaired:
+                    self._object()
+                yield from self._window(scanner.rest + text)
+                stuck = len(scanner.rest) > CHUNK_BYTES and not scanner.tolerant  # perhaps it never ends
+                if stuck and not judge.approves_unfinished(scanner.rest):
+                    self._object()
+        if not scanner.tolerant and not judge.approves_end(scanner.rest):
+            self._object()
+        if scanner.tolerant:
+            yield from self._window(scanner.rest)
+
+    def _window(self, buffer: str) -> Iterator[None]:
+        self._buffer, self._at, self._vouched = buffer, 0, None
+        yield
+        self._judge.moved(self._at)
+        self._scanner.keep(self._buffer[self._at :])
+
+    def _object(self) -> None:
+        self._document.partial = self._scanner.tolerant = True
+
+    def alike(self, shape: Shape) -> Iterator[dict[str, str]]:
+        """The next entries' fields, as long as they have this shape; none once the document was found ill-formed."""
+        if self._scanner.tolerant:
+            return
+        buffer, at, match, judge = self._buffer, self._at, shape.match, self._judge
+        if self._vouched is None:
+            self._vouched = judge.vouched(buffer, shape.entry)
+        first, last = self._vouched
+        while (found := match(buffer, at)) is not None:
+            fields, end = found
+            if (at < first or end > last) and not judge.approves(buffer, at, end):
+                self._object()
+                return
+            self._at = at = end
+            yield fields
+
+    def piece(self) -> Piece | None:
+        """The next entry with what stands before it; None while it is not all there."""
+        piece = self._scanner.next(self._buffer, self._at)
+        if piece is None:
+            return None
+        if not self._scanner.tolerant and not self._judge.approves(self._buffer, self._at, self._at + piece.length):
+            self._object()
+            return self.piece()  # an entry that is ill-formed may end elsewhere
+        self._at += piece.length
+        return piece
+
+    def finish(self) -> Iterator[Piece]:
+        """What `Scanner.finish` gives, after the last window."""
+        return self._scanner.finish()
 
 
 def _find_root(head: str, *, complete: bool = False) -> tuple[str, str] | None:
@@ -164,34 +218,3 @@ def _may_go_on(head: str) -> bool:
     if head.startswith(("<!--", "<?")):
         return True
     return head.startswith("<") and not head.startswith("<!") and ">" not in head
-
-
-class _NothingBuilt:
-    """A parser target that keeps nothing."""
-
-    def doctype(self, _name: str, _public: str | None, _system: str | None) -> None:
-        """Met only if the look at the document's head missed it."""
-        raise FeedError(FeedCode.DOCTYPE, "The feed has a DOCTYPE, which is refused.")
-
-    def close(self) -> None:
-        """There is nothing to hand over."""
-
-
-def _judge() -> etree.XMLParser:
-    return etree.XMLParser(target=_NothingBuilt(), encoding="utf-8", no_network=True, huge_tree=False)
-
-
-def _approves(parser: etree.XMLParser, data: bytes) -> bool:
-    try:
-        parser.feed(data)
-    except etree.XMLSyntaxError:
-        return False
-    return True
-
-
-def _approves_end(parser: etree.XMLParser) -> bool:
-    try:
-        parser.close()
-    except etree.XMLSyntaxError:
-        return False
-    return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from compositor.feed.entries import EntryMaker, FeedEntry
+from compositor.feed.entries import NEEDED, EntryMaker, FeedEntry
 from compositor.feed.errors import FeedCode, FeedError, FeedLimits
 from compositor.feed.products import ProductDocument
 from compositor.feed.source import FeedSource
@@ -13,6 +13,8 @@ from compositor.feed.table import ProductTable, is_table
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from compositor.feed.shapes import Wanted
 
 __all__ = ["FeedEntry", "FeedError", "FeedLimits", "FeedReader", "open_feed"]
 
@@ -60,8 +62,14 @@ class FeedReader:
             raise FeedError(FeedCode.EMPTY, "The feed has no entries.")
 
 
-def open_feed(path: Path, limits: FeedLimits | None = None) -> FeedReader:
+def open_feed(path: Path, limits: FeedLimits | None = None, wanted: Wanted | None = None) -> FeedReader:
     """Look at a feed's beginning and make its reader.
+
+    Args:
+        path: the feed's file.
+        limits: how much of it is read.
+        wanted: says of a field's name whether its text is needed; others may then be missing in entries, which is
+            quicker. `id` and pictures' addresses are there in any case.
 
     Raises:
         FeedError: it is empty, has a DOCTYPE, is no feed, or is damaged from the start.
@@ -69,11 +77,13 @@ def open_feed(path: Path, limits: FeedLimits | None = None) -> FeedReader:
 
     """
     limits = limits or FeedLimits()
-    return FeedReader(open_document(path, limits), limits)
+    return FeedReader(open_document(path, limits, wanted), limits)
 
 
-def open_document(path: Path, limits: FeedLimits) -> ProductDocument | ProductTable:
+def open_document(path: Path, limits: FeedLimits, wanted: Wanted | None = None) -> ProductDocument | ProductTable:
     """The feed's document, of the kind that its first characters show."""
     with FeedSource(path, limits) as source:
         _, head = next(source.decoded())
-    return ProductTable(path, limits) if is_table(head) else ProductDocument(path, limits)
+    if is_table(head):
+        return ProductTable(path, limits)
+    return ProductDocument(path, limits, wanted and (lambda name: name in NEEDED or wanted(name)))

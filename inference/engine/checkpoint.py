@@ -89,7 +89,7 @@ def load_checkpoint(
 
 def _load(located: Located, target: torch.device, attention: str, memory_mode: str) -> Checkpoint:
     dtype = dtype_on(target)
-    described = read_metadata(located.name, located.folder)
+    described = metadata_of(located)
     _check_scheduler(described)
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(weights_sha256, located)  # reads the files while they are being loaded
@@ -121,6 +121,19 @@ def _load(located: Located, target: torch.device, attention: str, memory_mode: s
         wants_aesthetics=parts.requires_aesthetics_score,
         weight_bytes=size,
     )
+
+
+def metadata_of(located: Located) -> Metadata:
+    """What a checkpoint says of itself, and where it is silent the catalogue's entry.
+
+    Raises:
+        CheckpointError: its `igen.json` is wrong.
+
+    """
+    entry = located.entry
+    if entry is None:
+        return read_metadata(located.name, located.folder)
+    return read_metadata(located.name, located.folder, preset=entry.preset or "none", defaults=entry.defaults)
 
 
 def dtype_on(device: torch.device) -> torch.dtype:

@@ -40,11 +40,11 @@ OTHER_KINDS = (
     (("hada_w",), "a LoHa"),
     (("lokr_w",), "a LoKr"),
     (("oft_blocks", "oft_diag", "oft_R", "boft"), "an OFT"),
-    (("on_input",), "an IA3"),
+    ((".on_input",), "an IA3"),
     ((".a1.weight", ".b1.weight"), "a GLoRA"),
     ((".diff", ".diff_b", ".set_weight"), "a full difference of weights"),
     (("lora_B.bias", "lora_up.bias", "lora.up.bias"), "a LoRA with biases"),
-    (("lora_controlnet", "bundle_emb"), "a Control-LoRA or a bundle with embeddings"),
+    (("lora_controlnet",), "a Control-LoRA"),
 )
 ROLES = (
     (re.compile(r"[._]lora(?:_linear_layer)?[._](down|up|mid)\.weight$"), None),

@@ -57,18 +57,21 @@ class Metadata:
     scheduler_overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_metadata(name: str, folder: Path, *, preset: str = "none") -> Metadata:
+def read_metadata(
+    name: str, folder: Path, *, preset: str = "none", defaults: Mapping[str, Any] | None = None
+) -> Metadata:
     """`igen.json`; what it does not say is the preset's, then the UNet's native size and SDXL's usual defaults.
 
-    `preset` is for a checkpoint whose file names none, or that has no file: the catalogue's entry knows it.
+    `preset` and `defaults` are for what the file is silent about, or where there is none: the catalogue's entry's.
 
     Raises:
         CheckpointError: the file is there and wrong, or there is no such preset.
 
     """
     path = folder / "igen.json"
+    known = dict(defaults or {})
     if not path.is_file():
-        return _described(name, _preset(name, preset), {}, folder, demonstration=False)
+        return _described(name, _preset(name, preset), known, folder, demonstration=False)
     data = read_json(path)
     shown, demonstration = data.get("name", name), data.get("demonstration", False)
     if not isinstance(shown, str) or not shown.strip():
@@ -80,7 +83,7 @@ def read_metadata(name: str, folder: Path, *, preset: str = "none") -> Metadata:
         raise CheckpointError(f"{path}: defaults must be an object")
     _check_defaults(path, values)
     chosen = _preset(str(path), data.get("preset", preset))
-    return _described(shown, chosen, values, folder, demonstration=demonstration)
+    return _described(shown, chosen, known | values, folder, demonstration=demonstration)
 
 
 def _preset(where: str, name: object) -> str:

@@ -121,14 +121,6 @@ class PromptEncoder:
             (*notes, *_named(fields[1], other.notes)),
         )
 
-    def positive(self, text: str) -> Embedding:
-        """The prompt's embedding, its first chunk alone, without syntax."""
-        return self._text(text, "plain", (), most=1).embedding
-
-    def negative(self, text: str) -> Embedding:
-        """The negative prompt's, likewise; zeros for no text where the checkpoint was trained that way."""
-        return self._text(text, "plain", (), zero=self._zero_empty, most=1).embedding
-
     def _text(
         self, text: str, syntax: PromptSyntax, key: Hashable, *, zero: bool = False, most: int = MAX_CHUNKS
     ) -> _Encoded:

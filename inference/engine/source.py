@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from inference.engine.checkpoint import choose_device, describe, load_checkpoint
+from inference.engine.catalogue import Catalogue
+from inference.engine.checkpoint import choose_device, describe, load_checkpoint, metadata_of
 from inference.engine.locate import catalogue, locate
-from inference.engine.metadata import read_metadata
 from inference.engine.parts import read_scheduler_config
 from inference.engine.types import CheckpointError, UnknownCheckpointError
 
@@ -53,7 +53,11 @@ class CheckpointSource:
 
     def names(self, kind: Kind) -> tuple[str, ...]:
         """Every checkpoint of a kind that can be described, sorted."""
-        return tuple(name for name in catalogue(self._search) if self._is_of(name, kind))
+        return tuple(name for name in self._all() if self._is_of(name, kind))
+
+    def _all(self) -> list[str]:
+        """Names in the folders and in their catalogues, whether usable or not; a hub id or a path is none."""
+        return sorted({*catalogue(self._search), *Catalogue.in_folders(self._search).entries})
 
     def _is_of(self, name: str, kind: Kind) -> bool:
         try:
@@ -82,20 +86,21 @@ class CheckpointSource:
 
         """
         wanted, revision = (name, None) if name else self._own
-        return load_checkpoint(wanted, revision, self._search, kind=kind, **self._options)
+        loaded = load_checkpoint(wanted, revision, self._search, kind=kind, **self._options)
+        return replace(loaded, info=replace(loaded.info, checkpoint=name)) if name else loaded
 
     def _look(self, name: str) -> Described:
-        known = catalogue(self._search)
-        if name not in known:  # a request never names a path or a hub id
-            raise UnknownCheckpointError(f"checkpoint '{name}' is not one of {', '.join(known) or 'none'}")
         try:
+            known = self._all()
+            if name not in known:
+                raise UnknownCheckpointError(f"checkpoint '{name}' is not one of {', '.join(known) or 'none'}")
             located = locate(name, None, self._search, kind=None)
-            described = read_metadata(located.name, located.folder)
+            described = metadata_of(located)
             config = {**read_scheduler_config(located), **described.scheduler_overrides}
             info = describe(described, config, device=choose_device(self._options["device"]))
         except CheckpointError as problem:
             raise UnknownCheckpointError(f"checkpoint '{name}' cannot be used: {problem}") from problem
-        return Described(info, located.kind, _size(located), config)
+        return Described(replace(info, checkpoint=name), located.kind, _size(located), config)
 
 
 def _size(located: Located) -> int:

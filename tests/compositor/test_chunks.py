@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import select
 
-from compositor.chunks import Chunks, Outcome, Results
+from compositor.chunks import FAILED_TAKING, Chunks, Outcome, Results
 from compositor.errors import LeaseLostError
 from compositor.runlease import RunLeases
 from compositor.runs import cancel_run, counts
@@ -172,15 +172,24 @@ async def test_attempts_are_committed_and_progress_makes_a_chunk_young_again(db:
         await chunks.release(lease)
     lease = await chunks.claim(run.id)
     assert lease is not None
-    assert lease.attempts == 4
+    assert lease.attempts == 3 * FAILED_TAKING + 1
     await chunks.save(lease, Results(tries=[0, 1]))
     async with db.read() as session:
         attempts = list(await session.scalars(select(RunItem.attempts).order_by(RunItem.position)))
-        assert (await session.get_one(RunChunk, (run.id, 0))).attempts == 4
+        assert (await session.get_one(RunChunk, (run.id, 0))).attempts == lease.attempts
     assert attempts == [1, 1, 0, 0, 0, 0]
     await chunks.save(lease, Results(outcomes=[done(0)]))
     async with db.read() as session:
         assert (await session.get_one(RunChunk, (run.id, 0))).attempts == 0
+
+
+async def test_a_taking_that_ended_with_its_worker_counts_less(db: Database, run: Run) -> None:
+    chunks = Chunks(db, lease_seconds=30)
+    for deaths in range(5):
+        lease = await chunks.claim(run.id)
+        assert lease is not None
+        assert (lease.number, lease.attempts) == (0, deaths + 1)
+        await chunks.release_all_of(chunks.owner.rpartition(":")[0])
 
 
 async def test_a_cancelled_run_refuses_its_workers(db: Database, run: Run) -> None:

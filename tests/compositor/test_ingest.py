@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sqlalchemy import func, select
 
 from compositor import ingest as module
+from compositor.compose.fields import canonical
 from compositor.compose.process import ComposeProcess
 from compositor.errors import LeaseLostError, RunFailedError
-from compositor.ingest import ingest
+from compositor.feed.entries import FeedEntry
+from compositor.ingest import EntryWriter, ingest
 from compositor.kit import open_kit
 from compositor.runs import cancel_run, counts, start_run
 from compositor.settings import CompositorSettings
@@ -100,6 +105,29 @@ async def test_only_the_fields_that_the_design_looks_at_are_kept(rig: Rig, kit: 
     async with rig.db.read() as session:
         item = await session.get_one(RunItem, (run.id, 0))
     assert item.fields == {"title": "Größe 5 & mehr", "price": "10.00 EUR"}
+
+
+@given(st.dictionaries(st.sampled_from(["title", "Price", "g:price", "link", "brand"]), st.text(max_size=20)))
+@settings(deadline=None)
+def test_a_row_has_the_wanted_fields_as_json(fields: dict[str, str]) -> None:
+    writer = EntryWriter(10, 7, frozenset({"price"}))
+    assert [name for name in ("title", "price", "Price", "link") if writer.keeps(name)] == ["title", "price", "Price"]
+    row = writer.row(FeedEntry(3, "id\0", "https://x.test/\ud800", fields, None, None))
+    assert row[:4] == (7, 3, "id", "https://x.test/?")
+    expected = {
+        canonical(name): text.replace("\0", "").encode("utf-8", "replace").decode()
+        for name, text in fields.items()
+        if text and canonical(name) in ("title", "price")
+    }
+    assert json.loads(row[4]) == expected
+    assert row[5:] == ("waiting", False, 0, None, None)
+
+
+def test_a_long_field_is_cut_and_a_faulty_entry_has_its_outcome() -> None:
+    writer = EntryWriter(10, 7, frozenset())
+    row = writer.row(FeedEntry(3, None, None, {"title": "x" * 9000}, "missing_id", "The entry has no id."))
+    assert json.loads(row[4]) == {"title": "x" * 2000}
+    assert row[5:] == ("skipped", False, 0, "missing_id", "The entry has no id.")
 
 
 async def test_a_feed_cut_off_leaves_nothing_to_compose(rig: Rig, kit: Kit, shop: Shop) -> None:

@@ -351,3 +351,76 @@ async def test_too_many_remembered_jobs_are_refused(make_rig: Callable[..., Any]
             body = await answer.json()
             assert (answer.status, body["error"]["code"]) == (429, "too_many_jobs")
             assert int(answer.headers["Retry-After"]) > 1000
+
+
+# ---- previews and deadlines
+
+
+async def test_a_stream_holds_the_newest_preview_of_each_picture(rig: Rig, decode: Callable[[str], Any]) -> None:
+    wanted = {"num_images": 2, "num_inference_steps": 150, "preview_every": 10, "seed": 300}
+    job_id = (await rig.run(**wanted))["id"]
+    seen: dict[int, list[int]] = {0: [], 1: []}
+    while (body := (await rig.call("GET", f"/stream/{job_id}"))[1])["status"] != "COMPLETED":
+        previews = [chunk["output"]["preview"] for chunk in body["stream"] if "preview" in chunk["output"]]
+        assert len({preview["index"] for preview in previews}) == len(previews) <= 2
+        for preview in previews:
+            assert set(preview) == {"index", "seq", "step", "steps", "image"}
+            assert (preview["step"] % 10, preview["steps"]) == (0, 150)
+            assert decode(preview["image"]).size == (8, 8)
+            seen[preview["index"]].append(preview["seq"])
+        await asyncio.sleep(0.03)
+    assert all(numbers and numbers == sorted(set(numbers)) for numbers in seen.values())
+
+
+async def test_the_progress_names_the_newest_preview(rig: Rig) -> None:
+    job_id = (await rig.run(num_inference_steps=150, preview_every=5))["id"]
+    async with asyncio.timeout(10):
+        while (await rig.call("GET", f"/status/{job_id}"))[1]["output"]["progress"]["preview_seq"] < 3:
+            await asyncio.sleep(0.01)
+    await rig.call("POST", f"/cancel/{job_id}")
+
+
+async def test_previews_that_nobody_reads_take_little_memory_and_go_with_the_job(rig: Rig) -> None:
+    job_id = (await rig.run(num_inference_steps=150, preview_every=1))["id"]
+    record = rig.service.book.find(job_id)
+    await rig.until(job_id, "COMPLETED")
+    assert len(record.previews) == 1
+    assert rig.service.book.bytes_held == record.result_bytes
+    rig.service.book.remove(record)
+    assert rig.service.book.bytes_held == 0
+
+
+async def test_what_cannot_begin_in_time_is_refused_at_once(rig: Rig) -> None:
+    rig.engine.wait_s = 90.5
+    async with rig.http.post(rig.queue + "/run", json={"input": {"prompt": "x", "deadline_s": 30}}) as answer:
+        body = await answer.json()
+        assert (answer.status, answer.headers["Retry-After"]) == (429, "61")
+        assert (body["error"]["code"], body["error"]["retryable"]) == ("deadline_unreachable", True)
+        assert "in about 90 s" in body["error"]["message"]
+    status, _ = await rig.call("POST", "/run", json={"input": {"prompt": "x"}, "policy": {"ttl": 30_000}})
+    assert status == 429, "the job would be over before it begins"
+    assert (await rig.run(deadline_s=100))["status"] == "IN_QUEUE"
+    assert b'igen_jobs_refused_total{reason="deadline_unreachable"} 2.0' in rig.service.metrics.render()
+
+
+async def test_a_job_that_was_not_begun_in_time_fails_and_may_be_retried(rig: Rig) -> None:
+    rig.engine.hold()
+    job_id = (await rig.run(deadline_s=30))["id"]
+    rig.clock.advance(29)
+    await asyncio.sleep(SWEEP)
+    assert (await rig.call("GET", f"/status/{job_id}"))[1]["status"] == "IN_QUEUE"
+    rig.clock.advance(2)
+    failed = await rig.until(job_id, "FAILED")
+    assert failed["error"] == "deadline_missed: drawing did not begin within 30 s"
+    assert (await rig.call("POST", f"/retry/{job_id}"))[1]["status"] == "IN_QUEUE"
+    rig.engine.release()
+    await rig.until(job_id, "COMPLETED")
+
+
+async def test_a_job_that_has_begun_has_no_deadline_any_more(make_rig: Callable[..., Any]) -> None:
+    async with make_rig(FakeEngine(step_s=0.02)) as rig:
+        job_id = (await rig.run(deadline_s=5, num_inference_steps=100))["id"]
+        await rig.until(job_id, "IN_PROGRESS")
+        rig.clock.advance(10)
+        await asyncio.sleep(SWEEP)
+        await rig.until(job_id, "COMPLETED")

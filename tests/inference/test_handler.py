@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any, Never
 import numpy as np
 import pytest
 
-from inference.engine.types import EngineError
-from inference.errors import GenerationFailedError, QueueFullError, UploadFailedError
+from inference.bounds import Bounds
+from inference.engine.types import EngineError, LoraError
+from inference.errors import DeadlineUnreachableError, GenerationFailedError, QueueFullError, UploadFailedError
 from inference.handler import PictureHandler
+from inference.hooks import Hooks
 from inference.pictures import PictureEncoder
-from inference.plan import Bounds
+from inference.plan import plan_job
 from models.errors import InvalidInputError
 from models.wire import JobInput
 from tests.support.fake_engine import FakeEngine, colour_of
@@ -18,7 +20,9 @@ from tests.support.fake_engine import FakeEngine, colour_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from inference.handler import Drawing
+    from inference.delivery import Preview
+    from inference.drawing import Drawing
+    from inference.pictures import PictureFile
     from models.wire import Progress
 
 BOUNDS = Bounds(64, 1024, 1024 * 1024, 150, 16)
@@ -34,6 +38,9 @@ class RecordingObserver:
     def progressed(self, progress: Progress) -> None:
         self.seen.append(progress)
 
+    def previewed(self, preview: Preview) -> None:
+        self.seen.append(preview)
+
     def picture(self, index: int, seed: int, image: str) -> None:
         self.seen.append(("picture", index, seed))
 
@@ -41,13 +48,13 @@ class RecordingObserver:
 class SlowFirstDelivery:
     """The first picture is stored last."""
 
-    async def deliver(self, job_id: str, index: int, png: bytes) -> str:
+    async def deliver(self, job_id: str, index: int, picture: PictureFile) -> str:
         await asyncio.sleep(0.1 if index == 0 else 0)
         return f"{job_id}/{index}"
 
 
 class FailingDelivery:
-    async def deliver(self, job_id: str, index: int, png: bytes) -> Never:
+    async def deliver(self, job_id: str, index: int, picture: PictureFile) -> Never:
         raise UploadFailedError("the bucket is gone")
 
 
@@ -61,12 +68,14 @@ def engine() -> Iterator[FakeEngine]:
 @pytest.fixture
 def handler(engine: FakeEngine) -> Iterator[PictureHandler]:
     encoder = PictureEncoder()
-    yield PictureHandler(engine, encoder, BOUNDS)
+    yield PictureHandler(engine, encoder)
     encoder.close()
 
 
 def submit(handler: PictureHandler, job_id: str = "j", **fields: Any) -> Drawing:
-    return handler.submit(handler.plan(job_id, JobInput(**{"prompt": "x", **fields})))
+    wanted = JobInput.model_validate({"prompt": "x", **fields})
+    plan = plan_job(job_id, wanted, handler.engine, BOUNDS)
+    return handler.submit(plan, start_within_s=plan.job.start_within_s)
 
 
 async def test_events_become_progress_pictures_and_an_output(
@@ -78,7 +87,10 @@ async def test_events_become_progress_pictures_and_an_output(
     assert {item for item in observer.seen if isinstance(item, tuple)} == {("picture", i, 5 + i) for i in range(3)}
     assert [decode(image).getpixel((0, 0)) for image in output.images] == [colour_of(5 + i) for i in range(3)]
     assert output.receipt.buckets == [1, 1, 1]
-    assert set(output.timings) == {"queue_s", "run_s", "encode_s", "deliver_s", "total_s"}
+    assert set(output.timings) == {
+        *("queue_s", "run_s", "device_s", "predicted_run_s"),  # nothing was predicted of the queue
+        *("encode_s", "deliver_s", "total_s"),
+    }
 
 
 async def test_pictures_keep_their_order_whoever_is_stored_first(handler: PictureHandler) -> None:
@@ -142,3 +154,107 @@ async def test_unread_progress_is_replaced_not_piled_up(handler: PictureHandler)
     assert len(drawing._events) < 8
     output = await handler.finish(drawing, RecordingObserver(), handler.inline)
     assert np.isfinite(output.timings["run_s"])
+
+
+# ---- previews
+
+
+async def test_previews_arrive_with_their_number_and_in_the_progress(
+    handler: PictureHandler, decode: Callable[[str], Any]
+) -> None:
+    observer = RecordingObserver()
+    drawing = submit(handler, num_inference_steps=150, preview_every=25, seed=300)
+    await handler.finish(drawing, observer, handler.inline)
+    previews = [item for item in observer.seen if hasattr(item, "seq")]
+    assert previews
+    assert [preview.seq for preview in previews] == sorted({preview.seq for preview in previews})
+    assert all(preview.step == 25 * preview.seq and preview.steps == 150 for preview in previews)
+    assert decode(previews[0].image).size == (8, 8)
+    assert decode(previews[0].image).getpixel((4, 4)) == pytest.approx(colour_of(300), abs=3)
+    numbers = [item.preview_seq for item in observer.seen if hasattr(item, "preview_seq")]
+    assert numbers == sorted(numbers)
+    assert max(numbers) == previews[-1].seq
+
+
+async def test_unread_previews_are_replaced_not_piled_up(handler: PictureHandler) -> None:
+    drawing = submit(handler, num_images=4, num_inference_steps=150, preview_every=1)
+    await asyncio.sleep(0.5)
+    assert len(drawing._events) < 16
+    await handler.finish(drawing, RecordingObserver(), handler.inline)
+
+
+async def test_a_safety_hook_shuts_previews_off_and_the_output_says_so(engine: FakeEngine) -> None:
+    encoder = PictureEncoder()
+    handler = PictureHandler(engine, encoder, Hooks(safety=lambda pixels, context: "allow"))
+    observer = RecordingObserver()
+    output = await handler.finish(submit(handler, preview_every=1), observer, handler.inline)
+    assert not [item for item in observer.seen if hasattr(item, "seq")]
+    assert "no previews" in output.notes[0]
+    encoder.close()
+
+
+# ---- names, deadlines, receipts
+
+
+async def test_a_job_that_cannot_begin_in_time_is_refused_with_the_predicted_wait(engine: FakeEngine) -> None:
+    encoder = PictureEncoder()
+    handler = PictureHandler(engine, encoder)
+    engine.wait_s = 42.0
+    with pytest.raises(DeadlineUnreachableError, match="in about 42 s") as caught:
+        submit(handler, deadline_s=10)
+    assert (caught.value.status, caught.value.retry_after_s) == (429, 32)
+    output = await handler.finish(submit(handler, deadline_s=60), RecordingObserver(), handler.inline)
+    assert output.timings["predicted_queue_s"] == 42.0
+    encoder.close()
+
+
+async def test_a_job_that_was_not_begun_in_time_ends_so(handler: PictureHandler, engine: FakeEngine) -> None:
+    engine.hold()
+    with pytest.raises(GenerationFailedError) as caught:
+        await handler.finish(submit(handler, deadline_s=0.05), RecordingObserver(), handler.inline)
+    assert caught.value.engine_code == "deadline_missed"
+
+
+@pytest.mark.parametrize("error", [LoraError("it is for another architecture")])
+async def test_what_the_engine_refuses_of_a_request_is_a_wrong_field(
+    handler: PictureHandler, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, error: EngineError
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(engine, "submit", refuse)
+    with pytest.raises(InvalidInputError) as caught:
+        submit(handler)
+    assert [problem.field for problem in caught.value.details] == ["loras"]
+
+
+async def test_files_name_the_loras_and_the_receipt_their_hashes(
+    handler: PictureHandler, decode: Callable[[str], Any]
+) -> None:
+    drawing = submit(handler, loras=[{"name": "red", "scale": 0.5}], num_images=2)
+    output = await handler.finish(drawing, RecordingObserver(), handler.inline)
+    for image in output.images:
+        text = decode(image).info["parameters"]
+        assert "<lora:red:0.5>" in text
+        assert "Lora hashes: " in text
+    assert output.receipt.loras[0].model_dump() == {"name": "red", "scale": 0.5, "sha256": "a" * 64}
+
+
+async def test_a_checkpoint_that_was_not_loaded_is_named_by_its_hash(
+    handler: PictureHandler, decode: Callable[[str], Any]
+) -> None:
+    drawing = submit(handler, checkpoint="other", refiner="fake-refiner")
+    output = await handler.finish(drawing, RecordingObserver(), handler.inline)
+    assert (output.receipt.checkpoint, output.receipt.checkpoint_sha256) == ("other", "1" * 64)
+    assert output.receipt.refiner is not None
+    assert output.receipt.refiner.sha256 == "2" * 64
+    text = decode(output.images[0]).info["parameters"]
+    assert "Model hash: 1111111111" in text
+    assert "[2222222222]" in text
+    assert output.demonstration is False
+
+
+async def test_the_size_is_that_of_the_file(handler: PictureHandler, decode: Callable[[str], Any]) -> None:
+    output = await handler.finish(submit(handler, hires={"scale": 2}), RecordingObserver(), handler.inline)
+    assert (output.width, output.height) == decode(output.images[0]).size == (128, 128)
+    assert (output.receipt.width, output.receipt.hires) != (128, None)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import pytest
 
 from tests.support.inference_rig import KEY, free_socket
 
@@ -192,6 +193,20 @@ async def test_without_a_key_it_does_not_start(tmp_path: Path) -> None:
         assert await server.exit_code() == 2
         assert server.log.count("\n") == 1
         assert "IGEN_INFERENCE_KEY" in server.log
+
+
+@pytest.mark.parametrize("variable", ["IGEN_SAFETY_HOOK", "IGEN_WATERMARK_HOOK"])
+async def test_a_hook_that_cannot_be_loaded_is_named_and_nothing_is_served(tmp_path: Path, variable: str) -> None:
+    async with serving(tmp_path, {}, **{variable: "no_such_module_here:factory"}) as server:
+        assert await server.exit_code() == 2
+        assert f"{variable}: no_such_module_here:factory cannot be loaded" in server.log
+
+
+async def test_a_broken_file_of_styles_is_named_and_nothing_is_served(tmp_path: Path) -> None:
+    (tmp_path / "styles.json").write_text("{")
+    async with serving(tmp_path, {}) as server:
+        assert await server.exit_code() == 2
+        assert "styles.json: not JSON" in server.log
 
 
 async def test_serving_without_a_key_is_a_choice_for_loopback(tmp_path: Path) -> None:

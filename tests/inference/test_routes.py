@@ -213,7 +213,7 @@ async def test_this_servers_own_bounds_are_named_all_at_once(make_rig: Callable[
         )
         assert status == 422
         assert [problem["field"] for problem in body["error"]["details"]] == [
-            "input.image_url",
+            "input.image",
             "input.width",
             "input.num_inference_steps",
             "input.num_images",
@@ -318,7 +318,13 @@ async def test_info_tells_what_is_loaded(rig: Rig) -> None:
     assert (body["checkpoint"], body["demonstration"]) == ("fake", True)
     assert body["defaults"]["num_inference_steps"] == 4
     assert body["bounds"]["max_images"] == 8
+    assert body["bounds"]["max_hires_pixels"] == 4_194_304
     assert "euler" in body["schedulers"]
+    assert list(body["checkpoints"]) == ["fake", "other"]
+    assert body["checkpoints"]["other"]["schedulers"] == ["ddim"]
+    assert body["checkpoints"]["other"]["sha256"] is None, "it has not been loaded"
+    assert (body["refiners"], body["loras"]) == (["fake-refiner"], ["red", "blue"])
+    assert (body["formats"], "cinematic" in body["styles"]) == (["png", "jpeg", "webp"], True)
 
 
 async def test_the_correlation_id_comes_back(rig: Rig) -> None:

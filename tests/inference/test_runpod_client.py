@@ -76,6 +76,32 @@ async def test_stream_ends_by_itself(slow_rig: Rig, monkeypatch: pytest.MonkeyPa
     assert any("progress" in chunk for chunk in chunks)
 
 
+async def test_previews_of_one_a_cancel_of_another_while_a_third_runs(
+    slow_rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = endpoint_of(slow_rig, monkeypatch)
+
+    def watch() -> list[Any]:
+        wanted = {"prompt": "x", "num_inference_steps": 150, "preview_every": 5}
+        return [chunk["preview"] for chunk in endpoint.run(wanted).stream() if "preview" in chunk]
+
+    def cancel() -> str:
+        job = endpoint.run({"prompt": "y", "num_inference_steps": 150})
+        job.cancel()
+        return str(job.status())
+
+    def draw() -> Any:
+        return endpoint.run_sync({"prompt": "z", "num_inference_steps": 100, "seed": 3}, 30)
+
+    async with asyncio.timeout(40):
+        previews, cancelled, drawn = await asyncio.gather(*map(asyncio.to_thread, (watch, cancel, draw)))
+    assert previews
+    assert [preview["seq"] for preview in previews] == sorted({preview["seq"] for preview in previews})
+    assert all(preview["image"].startswith("data:image/jpeg;base64,") for preview in previews)
+    assert cancelled == "CANCELLED"
+    assert drawn["seed"] == 3
+
+
 @pytest.mark.parametrize("prompt", ["bad", "cancel me"])
 async def test_stream_ends_for_jobs_that_fail_or_are_cancelled(
     slow_rig: Rig, monkeypatch: pytest.MonkeyPatch, prompt: str

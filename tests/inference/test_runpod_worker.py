@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import signal
@@ -13,12 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from PIL import Image
 
+from inference.delivery import Preview
 from inference.errors import ResultTooLargeError
-from inference.runpod_worker import ProgressReporter, Worker, check_size
+from inference.runpod_progress import ProgressReporter
+from inference.runpod_worker import Worker, check_size
 from inference.settings import InferenceSettings
 from models.wire import Progress
 from tests.support.fake_engine import FakeEngine, colour_of
+from tests.support.inference_rig import base64_of
+from tests.support.origin import Origin, answer_with
 from tests.support.runpod_platform import KEY, RunpodPlatform, running_platform
 
 if TYPE_CHECKING:
@@ -137,7 +143,7 @@ async def test_a_stop_frees_the_engine(tmp_path: Path) -> None:
         ({"prompt": "x", "width": 100}, "invalid_input: width: must be a multiple of 8; 96 and 104 are nearest"),
         (
             {"prompt": "x", "image_url": "http://a.example/b.png"},
-            "invalid_input: image_url: img2img is not available",
+            "invalid_input: image: The address must begin with https://.",
         ),
         ({}, "invalid_input: prompt: Field required"),
         ("text", "invalid_input: input: must be an object"),
@@ -153,10 +159,25 @@ async def test_errors_are_one_plain_string(job_input: object, error: str) -> Non
     engine.close()
 
 
+async def test_a_picture_is_fetched_and_drawn_upon(decode: Callable[[str], Any]) -> None:
+    png = base64.b64decode(base64_of(Image.new("RGB", (72, 64), "red")))
+    engine = FakeEngine()
+    async with Origin({"/a": answer_with(png)}) as origin:
+        worker = Worker(engine, InferenceSettings(fetch_allow_hosts=f"127.0.0.1:{origin.port}"), None)
+        wanted = {"prompt": "x", "image_url": origin.url("/a"), "output_format": "webp", "seed": 5}
+        output = await worker.handle({"id": "j", "input": wanted})
+        picture = decode(output["images"][0]).convert("RGB")
+        assert picture.size == (72, 64)
+        assert picture.getpixel((2, 2)) == pytest.approx((255, 0, 0), abs=12)
+        gone = await worker.handle({"id": "j", "input": {**wanted, "image_url": origin.url("/b")}})
+        assert gone == {"error": "invalid_input: image: cannot be fetched: the address answers 404"}
+    engine.close()
+
+
 async def test_an_unforeseen_fault_shows_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine()
     worker = Worker(engine, InferenceSettings(), None)
-    monkeypatch.setattr(worker._handler, "plan", lambda *_: 1 / 0)
+    monkeypatch.setattr(worker._handler, "submit", lambda *_, **__: 1 / 0)
     answer = await worker.handle({"id": "j", "input": {"prompt": "x"}})
     assert set(answer) == {"error"}
     assert answer["error"].startswith("internal_error: ")
@@ -212,6 +233,35 @@ def test_runpods_limits_differ_by_how_a_job_came() -> None:
     engine.close()
 
 
+class NotingPlatform:
+    """Remembers every update."""
+
+    def __init__(self) -> None:
+        self.updates: list[dict[str, Any]] = []
+
+    async def update(self, job: dict[str, Any], output: dict[str, Any]) -> None:
+        self.updates.append(output)
+
+
+async def test_previews_go_with_the_progress_once_and_never_too_large(decode: Callable[[str], Any]) -> None:
+    platform, engine = NotingPlatform(), FakeEngine(step_s=0.01)
+    worker = Worker(engine, InferenceSettings(worker_progress_s=0.05), platform)
+    wanted = {"prompt": "x", "num_inference_steps": 100, "preview_every": 2}
+    await worker.handle({"id": "j", "input": wanted})
+    previews = [update["preview"] for update in platform.updates if "preview" in update]
+    assert previews
+    assert len({preview["seq"] for preview in previews}) == len(previews)
+    assert decode(previews[0]["image"]).size == (8, 8)
+    assert all("progress" in update for update in platform.updates)
+    reporter = ProgressReporter(platform, {"id": "k"}, 0.01)
+    reporter.previewed(Preview(0, 1, 1, 2, "x" * 600_000))
+    reporter.progressed(Progress(step=1, steps=2))
+    await asyncio.sleep(0.1)
+    await reporter.close()
+    assert "preview" not in platform.updates[-1]
+    engine.close()
+
+
 class DeafPlatform:
     """Takes an update and never answers."""
 
@@ -226,7 +276,7 @@ class DeafPlatform:
 async def test_a_platform_that_never_answers_an_update_costs_the_result_little(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("inference.runpod_worker.PROGRESS_ANSWER_S", 0.2)
+    monkeypatch.setattr("inference.runpod_progress.PROGRESS_ANSWER_S", 0.2)
     platform = DeafPlatform()
     reporter = ProgressReporter(platform, {"id": "j"}, 0.01)
     for step in range(20):

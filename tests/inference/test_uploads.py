@@ -59,6 +59,20 @@ async def test_a_requests_own_bucket_gets_the_pictures(make_rig: Callable[..., A
         assert [chunk["output"]["picture"]["image"] for chunk in streamed if "picture" in chunk["output"]] == [link]
 
 
+@pytest.mark.parametrize(("kind", "suffix"), [("jpeg", ".jpg"), ("webp", ".webp")])
+async def test_the_objects_name_and_type_follow_the_format(
+    make_rig: Callable[..., Any], s3_server: S3Server, kind: str, suffix: str
+) -> None:
+    async with make_rig(fetch_allow_hosts=f"127.0.0.1:{s3_server.port}") as rig:
+        wanted = {"input": {"prompt": "x", "output_format": kind}, "s3Config": config_for(s3_server.endpoint)}
+        _, body = await rig.call("POST", "/runsync", json=wanted)
+        (link,) = body["output"]["images"]
+        assert f"/0{suffix}?" in link
+        async with aiohttp.ClientSession() as http, http.get(link) as answer:
+            assert (answer.status, answer.content_type) == (200, f"image/{kind}")
+            assert str(Image.open(io.BytesIO(await answer.read())).format).lower() == kind
+
+
 async def test_the_operators_bucket_may_be_private(make_rig: Callable[..., Any], s3_server: S3Server) -> None:
     """No IGEN_FETCH_ALLOW_HOSTS: the operator's endpoint is its own permission, and nobody else's."""
     bucket = {

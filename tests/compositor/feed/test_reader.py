@@ -360,6 +360,25 @@ def test_markup_in_values_stays_text(feed_file: Writer) -> None:
     assert (fields["title"], fields["brand"]) == ("<script>alert(1)</script>", "=cmd|' /C calc'!A0")
 
 
+@pytest.mark.parametrize("order", [("id", "title", "image_url", "link"), ("link", "image_url", "title", "id")])
+def test_wanted_fields_are_there_with_those_that_every_entry_needs(feed_file: Writer, order: tuple[str, ...]) -> None:
+    values = {"id": "1", "title": "T &amp; J", "image_url": "https://x.test/1", "link": "https://x.test/&amp;"}
+    inner = "".join(f"<{name}>{values[name]}</{name}>" for name in order)
+    entries = list(open_feed(feed_file(rss(f"<item>{inner}</item>" * 9)), wanted={"title"}.__contains__))
+    assert [(one.product_id, one.image_url, one.fields["title"]) for one in entries] == [
+        ("1", "https://x.test/1", "T & J")
+    ] * 9
+    assert "link" not in entries[-1].fields
+
+
+@pytest.mark.parametrize("fault", ["a & b", "&nbsp;", "\x01", "a]]>b", "&#0;", "\ufffe"])
+def test_a_fault_in_a_field_that_is_not_wanted_is_seen(feed_file: Writer, fault: str) -> None:
+    many = item("<link>https://x.test/</link>") * 200
+    reader = open_feed(feed_file(rss(f"{many}{item(f'<link>{fault}</link>')}{many}")), wanted={"title"}.__contains__)
+    assert {one.code for one in reader} == {None}
+    assert (reader.count, reader.partial) == (401, True)
+
+
 def test_a_reader_can_be_read_again(feed_file: Writer) -> None:
     reader = open_feed(feed_file(rss(item("") * 5)))
     assert list(reader) == list(reader)

@@ -109,9 +109,14 @@ def test_later_files_win_and_missing_ones_are_none(tmp_path: Path) -> None:
         (b"[x]\nsource = 'org/x'\nsha256 = 'abc'", "sha256 must be 64"),
         (b"[x]\nsource = 'org/x'\nsha256 = {'../a.safetensors' = '" + DIGEST.encode() + b"'}", "sha256 must be 64"),
         (b"[x]\nsource = 'org/x'\nkind = 'lora'", "kind must be one of base, refiner"),
-        (b"[x]\nsource = 'org/x'\npreset = 'fast'", "preset must be one of turbo, lightning, lcm"),
+        (b"[x]\nsource = 'org/x'\npreset = 'fast'", "preset must be one of none, turbo, lightning, lcm"),
         (b"[x]\nsource = 'org/x'\npreset = ['lcm']", "preset must be one of"),
-        (b"[x]\nsource = 'org/x'\ndefaults = {steps = 3}", "defaults must be a table of width"),
+        (b"[x]\nsource = 'org/x'\ndefaults = 3", "defaults must be a table"),
+        (b"[x]\nsource = 'org/x'\ndefaults = {steps = 3}", r"\[x\]: defaults has no 'steps'; there are width"),
+        (
+            b"[x]\nsource = 'org/x'\ndefaults = {width = 513}",
+            r"\[x\]: defaults.width must be a whole number of pixels",
+        ),
         (b"[x]\nsource = 'org/x'\nsha = 'a'", r"\[x\] has no key 'sha'; there are source, revision"),
     ],
 )

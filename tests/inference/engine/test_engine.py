@@ -319,7 +319,7 @@ def test_numbers_that_are_not_finite_fail_only_their_own_picture(
 
     unet = Poisoned(checkpoint.unet, lambda _rows: None)
     mixed = make_driver(using=dataclasses.replace(checkpoint, unet=unet))
-    unet.marked = mixed.engine._pool._loaded[""]._texts.positive("poison").states.abs().sum()
+    unet.marked = mixed.engine._pool._loaded[""]._texts.encode("poison", None).positive.states.abs().sum()
     good, bad = mixed.draw_together([make_spec(seed=1), make_spec(prompt="poison")])
     assert isinstance(good.last, Completed)
     assert isinstance(bad.last, Failed)

@@ -193,5 +193,10 @@ def test_an_alpha_must_be_a_number(save: Callable[..., Path], alpha: torch.Tenso
         read_lora("a", save({**pair(), f"{BASE}.alpha": alpha}))
 
 
+def test_embeddings_bundled_with_a_lora_are_unused(save: Callable[..., Path]) -> None:
+    key = "bundle_emb.mine.string_to_param.*"
+    assert read_lora("a", save({**pair(), key: torch.ones(1)})).unused == (key,)
+
+
 def test_an_alpha_alone_is_unused(save: Callable[..., Path]) -> None:
     assert read_lora("a", save({**pair(), "other.alpha": torch.tensor(1)})).unused == ("other.alpha",)

@@ -41,16 +41,10 @@ def half_mask() -> NDArray[np.uint8]:
     mask[:, 64:] = 255
     return mask
 
-    def __init__(self, vae: Any) -> None:
-        self._vae = vae
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._vae, name)
-
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("strength", [0.3, 0.8])
-def test_a_picture_from_a_picture_equals_the_stock_pipeline(
+def test_a_picture_from_a_picture_equals_the_stock_pipeline(  # noqa: PLR0917 - fixtures
     driver: Any,
     make_spec: Any,
     tiny_folder: str,
@@ -101,7 +95,7 @@ def test_inpainting_keeps_what_the_mask_leaves_out(
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_inpainting_equals_the_stock_pipeline_where_it_draws(
+def test_inpainting_equals_the_stock_pipeline_where_it_draws(  # noqa: PLR0917 - fixtures
     driver: Any, make_spec: Any, tiny_folder: str, tiny_picture: Any, half_mask: Any, strength: float
 ) -> None:
     made = driver.draw(make_spec(steps=8, init=InitPicture(tiny_picture, strength, half_mask), seed=5)).picture

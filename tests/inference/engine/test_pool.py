@@ -129,7 +129,7 @@ def test_pictures_go_on_while_another_loads_and_who_waits_may_cancel(
 
     source.open = slow_open  # type: ignore[method-assign]
     driver = make_driver(source=source)
-    waiting, events = driver.start(make_spec(checkpoint="second"))
+    _, events = driver.start(make_spec(checkpoint="second"))
     leaving, left = driver.start(make_spec(checkpoint="second"))
     assert isinstance(driver.draw(make_spec()).last, Completed)
     assert driver.engine.cancel(leaving)

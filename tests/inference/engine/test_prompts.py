@@ -406,15 +406,3 @@ def test_the_cache_is_bounded_in_number_and_bytes(make_encoder: Callable[..., Pr
     assert len(made._kept) == 2
     made.encode("red, " * 200, None)
     assert (len(made._kept), made._kept.bytes) == (0, 0), "larger than all that is kept"
-
-
-# until every caller encodes both texts together
-
-
-def test_one_text_alone_is_its_first_chunk(make_encoder: Callable[..., PromptEncoder]) -> None:
-    made = make_encoder(zero_empty=True)
-    assert made.positive("red").dropped == 0
-    assert made.positive("red " * 100).dropped == 25
-    assert made.positive("red " * 100).states.shape == made.negative("").states.shape
-    assert made.negative("").states.abs().max() == 0
-    assert made.negative("blurry").states.abs().max() > 0
