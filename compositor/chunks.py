@@ -34,11 +34,17 @@ ITEMS = cast("Table", RunItem.__table__)
 OUTPUTS = cast("Table", Output.__table__)
 SOURCES = cast("Table", Source.__table__)
 CLAIM_AT_ONCE = 8
+FAILED_TAKING = 3
+"""What a taking counts that came to nothing in a worker which lives. One that ended with its worker counts one: they
+are killed for many reasons, and a product that kills them has its own tries."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkLease:
-    """The right to write one chunk. `attempts` counts takings since it last made progress, this one included."""
+    """The right to write one chunk.
+
+    `attempts` counts takings since it last made progress, this one included; see `FAILED_TAKING` for how much each.
+    """
 
     run_id: int
     number: int
@@ -130,6 +136,17 @@ class Chunks:
             if results.outcomes or done:
                 await self._count(session, lease, done=done)
 
+    async def take_back(self, lease: ChunkLease, positions: Sequence[int]) -> None:
+        """Undo one try of each of these items: their worker lives, so composing them killed nobody.
+
+        Raises:
+            LeaseLostError: nothing was written, see `renew`.
+
+        """
+        async with self._db.write() as session:
+            await self._guard(session, lease, {})
+            await _save_tries(session, lease.run_id, positions, -1)
+
     async def release(self, lease: ChunkLease) -> None:
         """Give an unfinished chunk back, so that another worker may take it at once."""
         free = {"state": "waiting", "lease_owner": None, "lease_expires_at": None}
@@ -138,7 +155,7 @@ class Chunks:
                 update(RunChunk)
                 .where(*_mine(lease))
                 .where(RunChunk.state == "running")
-                .values(**free, fence=RunChunk.fence + 1)
+                .values(**free, fence=RunChunk.fence + 1, attempts=RunChunk.attempts + FAILED_TAKING - 1)
             )
 
     async def release_all_of(self, process: str) -> int:
@@ -203,10 +220,10 @@ def _composing(run_id: int) -> Any:
     return select(Run.id).where(Run.id == run_id, Run.state == RunState.COMPOSING.value).exists()
 
 
-async def _save_tries(session: AsyncSession, run_id: int, positions: Sequence[int]) -> None:
+async def _save_tries(session: AsyncSession, run_id: int, positions: Sequence[int], by: int = 1) -> None:
     if positions:
         these = (RunItem.run_id == run_id, RunItem.position.in_(positions))
-        await session.execute(update(RunItem).where(*these).values(attempts=RunItem.attempts + 1))
+        await session.execute(update(RunItem).where(*these).values(attempts=RunItem.attempts + by))
 
 
 async def _save_outcomes(session: AsyncSession, run_id: int, outcomes: Sequence[Outcome], now: datetime) -> None:

@@ -7,6 +7,7 @@ the rows still want done.
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 import signal
 import time
@@ -45,6 +46,9 @@ CHUNKS_AT_ONCE = 2
 """While the last pictures of one chunk are composed, those of the next are fetched."""
 CHUNK_TIMEOUT_S = 600.0
 
+GC_EVERY = 20_000
+"""Objects made between two looks for garbage in cycles, of which a job makes next to none in its seconds."""
+
 ENOUGH = signal.SIGUSR1
 """Tells a job that its worker is to stop: it ends after the chunk in hand."""
 
@@ -59,12 +63,17 @@ class Hands:
 
 
 def ingest(run_id: int) -> None:
-    """Read a run's feed."""
-    _run(lambda kit: ingest_run(kit, run_id))
+    """Read a run's feed and begin with its chunks, sooner than the jobs for them which it asks for can."""
+
+    async def work(kit: Kit) -> None:
+        await ingest_run(kit, run_id)
+        await compose_run(kit, run_id)
+
+    _run(work)
 
 
 def compose(run_id: int) -> None:
-    """Work on a run's chunks for some seconds."""
+    """Work on a run's chunks for some seconds, and end the run with the last of them."""
     _run(lambda kit: compose_run(kit, run_id))
 
 
@@ -88,7 +97,7 @@ async def ingest_run(kit: Kit, run_id: int) -> None:
     if lease is None:
         return
     if await _carry(kit, lease, lambda: ingest_feed(kit, lease)):
-        await _ask_for_more(kit, run_id)
+        await _go_on(kit, run_id)
 
 
 async def publish_run(kit: Kit, run_id: int) -> None:
@@ -101,15 +110,11 @@ async def publish_run(kit: Kit, run_id: int) -> None:
 
 
 async def compose_run(kit: Kit, run_id: int) -> None:
-    """Take chunk after chunk of a run until none is left or the time is up, then ask for what comes next."""
-    async with kit.db.read() as session:
-        run = await session.get(Run, run_id)
-    if run is None or run.state != RunState.COMPOSING.value:
+    """Take chunk after chunk of a run until none is left or the time is up, then see to what comes next."""
+    work = await open_run(kit, run_id)
+    if work is None:
+        await publish_run(kit, run_id)  # nothing, unless whoever was at it has died
         return
-    snapshot = Snapshot.model_validate(run.snapshot)
-    materials = await gather_materials(kit.store, kit.settings.work_folder / "cache", snapshot)
-    sizes = snapshot.design.output_sizes(snapshot.width, snapshot.height)
-    work = RunWork(run, snapshot, materials, OutputNamer(snapshot), sizes)
     turn = _Turn(time.monotonic() + SLICE_S)
     asyncio.get_running_loop().add_signal_handler(ENOUGH, turn.end)
     try:
@@ -117,7 +122,19 @@ async def compose_run(kit: Kit, run_id: int) -> None:
             for _ in range(CHUNKS_AT_ONCE):
                 together.create_task(_take_chunks(kit, work, turn))
     finally:
-        await _ask_for_more(kit, run_id)
+        await _go_on(kit, run_id)
+
+
+async def open_run(kit: Kit, run_id: int) -> RunWork | None:
+    """What all chunks of a run need; None when it is not being composed."""
+    async with kit.db.read() as session:
+        run = await session.get(Run, run_id)
+    if run is None or run.state != RunState.COMPOSING.value:
+        return None
+    snapshot = Snapshot.model_validate(run.snapshot)
+    materials = await gather_materials(kit.store, kit.settings.work_folder / "cache", snapshot)
+    sizes = snapshot.design.output_sizes(snapshot.width, snapshot.height)
+    return RunWork(run, snapshot, materials, OutputNamer(snapshot), sizes)
 
 
 class _Turn:
@@ -138,11 +155,11 @@ class _Turn:
 async def _take_chunks(kit: Kit, work: RunWork, turn: _Turn) -> None:
     while not turn.over:
         lease = await kit.chunks.claim(work.run.id)
-        if lease is None or not await _one_chunk(kit, work, lease):
+        if lease is None or not await take_chunk(kit, work, lease):
             return
 
 
-async def _one_chunk(kit: Kit, work: RunWork, lease: ChunkLease) -> bool:
+async def take_chunk(kit: Kit, work: RunWork, lease: ChunkLease) -> bool:
     """Work on a chunk; False when it could not be finished here."""
     folder = kit.folder / f"{lease.number}-{lease.fence}"
     await asyncio.to_thread(folder.mkdir)
@@ -161,8 +178,8 @@ async def _one_chunk(kit: Kit, work: RunWork, lease: ChunkLease) -> bool:
     return True
 
 
-async def _ask_for_more(kit: Kit, run_id: int) -> None:
-    """What comes next for a run that is being composed: its end, or another turn. Rows say which."""
+async def _go_on(kit: Kit, run_id: int) -> None:
+    """What comes next for a run that is being composed: its end, now, or another turn to ask for. Rows say which."""
     waiting = select(func.count()).select_from(RunChunk).where(RunChunk.run_id == run_id, claimable(utc_now()))
     done = select(Run.id).where(Run.id == run_id, Run.state == RunState.COMPOSING.value, all_done(run_id))
     async with kit.db.read() as session:
@@ -170,11 +187,15 @@ async def _ask_for_more(kit: Kit, run_id: int) -> None:
         over = not left and await session.scalar(done) is not None
         run = await session.get_one(Run, run_id)
     await kit.reporter.report(run.frame_id, run_id, None, force=True)
+    if over:
+        await publish_run(kit, run_id)
+    elif left and run.state == RunState.COMPOSING.value:
+        await _ask_for_turns(kit, run_id, left)
+
+
+async def _ask_for_turns(kit: Kit, run_id: int, left: int) -> None:
     try:
-        if over:
-            await asyncio.to_thread(kit.queues.publish, run_id)
-        elif left and run.state == RunState.COMPOSING.value:
-            await asyncio.to_thread(kit.queues.compose, run_id, left)
+        await asyncio.to_thread(kit.queues.compose, run_id, left)
     except RedisError as problem:  # the reconciler will ask
         log.warning("enqueue_failed", run_id=run_id, reason=str(problem))
 
@@ -226,6 +247,9 @@ def _run(work: Callable[[Kit], Awaitable[None]]) -> None:
     settings, process = Hands.settings, Hands.process
     if settings is None or process is None:
         raise RuntimeError("jobs run in a worker of `python -m compositor worker`")
+
+    gc.freeze()  # what the worker had imported is never garbage: it need not be looked through again and again
+    gc.set_threshold(GC_EVERY, 20, 20)
 
     async def whole() -> None:
         async with open_kit(settings, process) as kit:

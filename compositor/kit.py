@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
 import tempfile
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,13 +24,14 @@ from models.fetch import FetchPolicy, SafeFetcher, parse_allow_hosts
 from models.store import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from compositor.compose.process import ComposeProcess
     from compositor.settings import CompositorSettings
     from models.store import ObjectStore
 
 FOLDER_PREFIX = "job-"
+SOCKETS_PREFIX = "igen-worker-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +85,40 @@ async def open_kit(settings: CompositorSettings, process: ComposeProcess) -> Asy
         )
 
 
+@contextmanager
+def socket_folder() -> Iterator[Path]:
+    """A private folder with a path short enough for a socket; forks of the caller leave it alone."""
+    owner = os.getpid()
+    folder = Path(tempfile.mkdtemp(prefix=f"{SOCKETS_PREFIX}{owner}-"))
+    try:
+        yield folder
+    finally:
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 async def sweep_work_folder(folder: Path) -> None:
-    """Remove the folders of jobs whose processes were killed."""
-    await asyncio.to_thread(_sweep, folder)
+    """Remove what killed processes left: their jobs' folders, and those of their workers' sockets."""
+    await asyncio.to_thread(_sweep, folder, FOLDER_PREFIX)
+    await asyncio.to_thread(_sweep, Path(tempfile.gettempdir()), SOCKETS_PREFIX)
 
 
-def _sweep(folder: Path) -> None:
-    for left in folder.glob(f"{FOLDER_PREFIX}*"):
-        pid = left.name.removeprefix(FOLDER_PREFIX).partition("-")[0]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
+def _sweep(folder: Path, prefix: str) -> None:
+    for left in folder.glob(f"{prefix}*"):
+        pid = left.name.removeprefix(prefix).partition("-")[0]
+        if pid.isdigit() and not _alive(int(pid)) and not any(map(_listens, left.glob("*.sock"))):
+            shutil.rmtree(left, ignore_errors=True)  # a stranger's in the common folder stays: it is not ours to open
+
+
+def _listens(path: Path) -> bool:
+    """Whether a process has this socket, be it one of another container, whose ids we do not see."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
 
 
 def _alive(pid: int) -> bool:

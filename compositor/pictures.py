@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,31 @@ from models.db import utc_now
 from models.tables import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection
+    from datetime import datetime
     from pathlib import Path
 
     from compositor.kit import Kit
     from models.tables import Run
+
+
+STORED = (
+    *(Source.url_sha256, Source.sha256, Source.object_key, Source.bytes),
+    *(Source.etag, Source.last_modified, Source.checked_at),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What a row of `STORED` says."""
+
+    url_sha256: str
+    sha256: str
+    object_key: str
+    bytes: int
+    etag: str | None
+    last_modified: str | None
+    checked_at: datetime
 
 
 @dataclass(slots=True)
@@ -40,56 +61,65 @@ class Pictures:
         self._run = run
         self._folder = folder
         self._on_learned = on_learned
-        self._known: dict[str, Source] = {}
-        self._under_way: dict[str, asyncio.Task[Picture]] = {}
+        self._known: dict[str, _Stored] = {}
+        self._asked: dict[str, asyncio.Future[Picture]] = {}
 
-    async def learn(self, urls: Sequence[str]) -> None:
-        """Read what is known of these addresses."""
-        hashes = sorted({_hash(url) for url in urls})
-        query = select(Source).where(Source.owner_id == self._run.owner_id, Source.url_sha256.in_(hashes))
+    async def learn(self, urls: Collection[str]) -> None:
+        """Read what is known of these addresses and still whole in the store; nobody deletes that during a run."""
+        by_hash = {_hash(url): url for url in urls}
+        query = select(*STORED).where(Source.owner_id == self._run.owner_id, Source.url_sha256.in_(sorted(by_hash)))
         async with self._kit.db.read() as session:
-            self._known = {row.url_sha256: row for row in await session.scalars(query)}
+            rows = [_Stored(*row) for row in await session.execute(query)]
+        there = await self._kit.store.sizes({row.object_key for row in rows}) if rows else {}
+        self._known = {by_hash[row.url_sha256]: row for row in rows if there.get(row.object_key) == row.bytes}
+
+    def expected(self, url: str) -> str | None:
+        """The hash of an address's picture unless that has changed; None when nothing is known."""
+        row = self._known.get(url)
+        return None if row is None else row.sha256
 
     async def get(self, url: str) -> Picture:
-        """The picture at an address, stored.
+        """The picture at an address, stored. The first caller asks, others wait for what it gets.
 
         Raises:
             SourceError: it cannot be had.
             StoreError: it cannot be kept.
 
         """
-        task = self._under_way.get(url)
-        if task is None:
-            task = self._under_way[url] = asyncio.create_task(self._fetch(url))
-        return await asyncio.shield(task)
+        answer = self._asked.get(url)
+        if answer is not None:
+            return await asyncio.shield(answer)
+        answer = self._asked[url] = asyncio.get_running_loop().create_future()
+        try:
+            picture = await self._fetch(url)
+        except Exception as problem:
+            answer.set_exception(problem)
+            answer.exception()  # it may be that nobody else asks
+            raise
+        except BaseException:
+            answer.cancel()
+            raise
+        answer.set_result(picture)
+        return picture
 
     async def file_of(self, picture: Picture) -> Path:
         """The picture's file, out of the store where it was not fetched this time."""
         async with picture.lock:
             if picture.path is None:
-                path = self._folder / f"{picture.sha256}.stored"
-                await self._kit.store.get_file(picture.key, path)
+                path = self._folder / f"{picture.sha256}.{secrets.token_hex(4)}.stored"
+                await self._kit.store.borrow_file(picture.key, path)
                 picture.path = path
         return picture.path
 
-    async def close(self) -> None:
-        """Stop what is under way."""
-        for task in self._under_way.values():
-            task.cancel()
-        await asyncio.gather(*self._under_way.values(), return_exceptions=True)
-
     async def _fetch(self, url: str) -> Picture:
-        row = self._known.get(_hash(url))
-        if row is not None and not await self._kit.store.exists(row.object_key):
-            row = None  # known, but gone: without the condition, so that it comes again
-        started = self._run.started_at
+        row, started = self._known.get(url), self._run.started_at
         if row is not None and started is not None and row.checked_at >= started:
             return Picture(row.sha256, row.object_key, None)  # another chunk of this run has just asked
         known = None if row is None else Known(row.sha256, row.etag, row.last_modified, row.bytes)
-        got = await self._kit.sources.get(url, known, self._folder)
+        got = await self._kit.sources.fetch(url, known, self._folder)
         key = source_key(self._run.owner_id, got.sha256)
         if got.path is not None and not got.unchanged:
-            await self._kit.store.put_file(key, got.path, media_type="application/octet-stream")
+            await self._kit.store.adopt_file(key, got.path, media_type="application/octet-stream")
         if known is None or _told(known) != _told(got):
             self._on_learned(self._row(url, key, got))
         return Picture(got.sha256, key, got.path)

@@ -53,6 +53,7 @@ class Reporter:
         self._db = db
         self._redis = redis
         self._silent_until = 0.0
+        self._not_due_until: dict[int, float] = {}
 
     async def report(self, frame_id: int, run_id: int, product_id: str | None, *, force: bool = False) -> None:
         """Publish where a run stands, unless that was done within the last fifth of a second; `force`: anyway."""
@@ -70,6 +71,11 @@ class Reporter:
             log.warning("progress_not_published", reason=str(problem) or type(problem).__name__)
 
     async def _due(self, run_id: int) -> bool:
+        """Whether nobody has published within the interval; a process asks no oftener than that itself."""
+        now = time.monotonic()
+        if now < self._not_due_until.get(run_id, 0):
+            return False
+        self._not_due_until[run_id] = now + LEAST_INTERVAL_MS / 1000
         return bool(await self._redis.set(f"igen:tick:{run_id}", 1, px=LEAST_INTERVAL_MS, nx=True))
 
 

@@ -136,7 +136,7 @@ class SourceFetcher:
         key = (url.strip(), known, folder)
         shared = self._shared.get(key)
         if shared is None:
-            shared = self._shared[key] = _Shared(asyncio.create_task(self._get(*key)))
+            shared = self._shared[key] = _Shared(asyncio.create_task(self.fetch(*key)))
         shared.waiting += 1
         try:
             return await asyncio.shield(shared.task)
@@ -147,7 +147,13 @@ class SourceFetcher:
                 if self._shared.get(key) is shared:
                     del self._shared[key]
 
-    async def _get(self, url: str, known: Known | None, folder: Path) -> SourcePicture:
+    async def fetch(self, url: str, known: Known | None, folder: Path) -> SourcePicture:
+        """As `get`, for a caller that asks for no address twice at a time: a request of its own.
+
+        Raises:
+            SourceError: see its codes.
+
+        """
         pause = self._first_pause_s
         for left in reversed(range(TRIES)):
             try:

@@ -1,7 +1,8 @@
 """What a worker does with one chunk: fetch, find what exists, compose the rest, store, write rows, report.
 
 Pictures are fetched several at a time while others are composed. A product's `attempts` is committed before it is
-composed. A death of the composing process is that product's fault: it is tried once more, alone, and then failed.
+composed, and taken back where that came to nothing without a death: what a waiting product has counts processes that
+died over it. A death of the composing process is that product's fault: it is tried once more, alone, and then failed.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
-from compositor.chunks import Outcome, Results
+from compositor.chunks import FAILED_TAKING, Outcome, Results
 from compositor.compose.errors import ComposeCode, ComposeError
 from compositor.compose.job import ComposeJob
+from compositor.errors import LeaseLostError
 from compositor.names import output_key
 from compositor.pictures import Pictures
 from compositor.runlease import keep_beating
 from compositor.sources import SourceError
-from models.db import utc_now
+from models.db import DatabaseError, utc_now
 from models.logs import get_logger
 from models.store import ObjectMissingError
 from models.tables import ItemState, RunItem
@@ -37,14 +39,18 @@ if TYPE_CHECKING:
     from models.tables import Run
 
 PREPARE_AT_ONCE = 16
-COMPOSE_AT_ONCE = 8
-"""Products whose attempts are committed together; all of them count as tried when the worker dies meanwhile."""
+COMPOSE_AT_ONCE = 16
+"""Products whose attempts are committed together, in a transaction that costs as much as a small picture; all of them
+count as tried when the worker dies meanwhile."""
 SAVE_AT_ONCE = 100
 """Outcomes written together; where nothing is composed that is a chunk: a transaction costs more than a product."""
 MOST_TRIES = 6
 """A product during whose composing workers died this often is failed; its own decoder dying counts to two."""
-MOST_CHUNK_ATTEMPTS = 8
-"""Takings of a chunk without any progress, after which its products are given up."""
+MOST_CHUNK_ATTEMPTS = 8 * FAILED_TAKING
+"""Takings of a chunk without any progress, after which its products are given up: eight that failed in workers which
+live, or three times as many that ended with their workers."""
+
+ITEM = (RunItem.position, RunItem.product_id, RunItem.image_url, RunItem.fields, RunItem.attempts)
 
 log = get_logger(__name__)
 
@@ -61,10 +67,21 @@ class RunWork:
 
 
 @dataclass(frozen=True, slots=True)
+class Item:
+    """A product as its row has it when its chunk is begun; the fields in the order of `ITEM`."""
+
+    position: int
+    product_id: str | None
+    image_url: str | None
+    fields: dict[str, str]
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """A product that is to be composed: sizes with the names of their outputs, and rows of those that exist."""
 
-    item: RunItem
+    item: Item
     picture: Picture
     todo: tuple[tuple[OutputSize, str], ...]
     rows: tuple[dict[str, Any], ...]
@@ -92,11 +109,24 @@ class _ChunkWork:
         self._lease = lease
         self._results = Results()
         self._pictures = Pictures(kit, work.run, folder, self._learned)
+        self._suffix = work.snapshot.design.output.suffix
+        self._named: dict[tuple[int, str, str], str] = {}
+        """Names looked for ahead, by position, size and the picture's hash."""
         self._made: dict[str, int] = {}
+        """Bytes of outputs that are there, by name."""
         self._making: dict[str, asyncio.Lock] = {}
         self._prepared: asyncio.Queue[Outcome | Ready] = asyncio.Queue(2 * PREPARE_AT_ONCE)
+        self._tried: set[int] = set()
+        """Positions with a committed try of which no outcome is saved, and of which nobody has died."""
 
     async def do(self) -> None:
+        try:
+            await self._bring_to_outcomes()
+        except BaseException:  # whatever it was, and be it the end of our time: this process outlives it
+            await self._take_back()
+            raise
+
+    async def _bring_to_outcomes(self) -> None:
         items = await self._load()
         if self._lease.attempts > MOST_CHUNK_ATTEMPTS:
             reason = "Its part of the run was begun again and again without progress."
@@ -108,41 +138,55 @@ class _ChunkWork:
                 together.create_task(self._compose_all(len(items)))
         except* Exception as group:  # noqa: BLE001 - the first cause is raised again as itself
             raise _first(group) from None
-        finally:
-            await self._pictures.close()
         await self._save(done=True)
 
     def _learned(self, source: dict[str, Any]) -> None:
         self._results.sources.append(source)
 
-    async def _load(self) -> list[RunItem]:
+    async def _load(self) -> list[Item]:
         lease = self._lease
         query = (
-            select(RunItem)
+            select(*ITEM)
             .where(RunItem.run_id == lease.run_id, RunItem.state == ItemState.WAITING.value)
             .where(RunItem.position >= lease.first, RunItem.position < lease.first + lease.size)
             .order_by(RunItem.position)
         )
         async with self._kit.db.read() as session:
-            items = list(await session.scalars(query))
-        await self._pictures.learn([item.image_url for item in items if item.image_url])
+            items = [Item(*row) for row in await session.execute(query)]
+        await self._pictures.learn({item.image_url for item in items if item.image_url})
+        await self._look_ahead(items)
         return items
 
-    async def _prepare_all(self, items: list[RunItem]) -> None:
-        room = asyncio.Semaphore(PREPARE_AT_ONCE)
+    async def _look_ahead(self, items: list[Item]) -> None:
+        """Ask the store once for all outputs there will be if no picture has changed.
 
-        async def one(item: RunItem) -> None:
-            try:
+        What is there stays there: nobody deletes a frame's outputs while a run of that frame is under way.
+        """
+        known = [(item, self._pictures.expected(item.image_url or "")) for item in items]
+        self._named = {
+            (item.position, size.name, sha256): self._work.namer.name(sha256, item.fields, size)
+            for item, sha256 in known
+            if sha256 is not None
+            for size in self._work.sizes
+        }
+        if not self._named:
+            return
+        keys = {output_key(name, self._suffix): name for name in self._named.values()}
+        sizes = await self._kit.store.sizes(keys)
+        self._made = {name: sizes[key] for key, name in keys.items() if key in sizes}
+
+    async def _prepare_all(self, items: list[Item]) -> None:
+        waiting = iter(items)
+
+        async def some() -> None:
+            for item in waiting:
                 await self._prepared.put(await self._prepare(item))
-            finally:
-                room.release()
 
         async with asyncio.TaskGroup() as together:
-            for item in items:
-                await room.acquire()
-                together.create_task(one(item))
+            for _ in range(min(PREPARE_AT_ONCE, len(items))):
+                together.create_task(some())
 
-    async def _prepare(self, item: RunItem) -> Outcome | Ready:
+    async def _prepare(self, item: Item) -> Outcome | Ready:
         if item.attempts >= MOST_TRIES:
             return _failed(item, ComposeCode.DECODER_DIED, "Workers died each time when this product was composed.")
         try:
@@ -153,8 +197,10 @@ class _ChunkWork:
             return _failed(item, problem.code, problem.message)
         rows, todo = [], []
         for size in self._work.sizes:
-            name = self._work.namer.name(picture.sha256, item.fields, size)
-            found = await self._existing(name)
+            name = self._named.get((item.position, size.name, picture.sha256))
+            ahead = name is not None
+            name = name or self._work.namer.name(picture.sha256, item.fields, size)
+            found = self._made.get(name) if ahead else await self._existing(name)
             if found is None:
                 todo.append((size, name))
             else:
@@ -167,9 +213,8 @@ class _ChunkWork:
         """Bytes of an output with these inputs, if there is one."""
         if name in self._made:
             return self._made[name]
-        suffix = self._work.snapshot.design.output.suffix
         try:
-            return (await self._kit.store.head(output_key(name, suffix))).size
+            return (await self._kit.store.head(output_key(name, self._suffix))).size
         except ObjectMissingError:
             return None
 
@@ -192,10 +237,26 @@ class _ChunkWork:
                 await self._save()
                 saved = loop.time()
 
+    async def _take_back(self) -> None:
+        """Undo the tries in hand; nothing is written when the chunk is another's by now."""
+        if not self._tried:
+            return
+        lease, positions = self._lease, sorted(self._tried)
+        try:
+            await self._kit.chunks.take_back(lease, positions)
+        except (LeaseLostError, DatabaseError) as problem:
+            log.warning("tries_not_taken_back", run_id=lease.run_id, chunk=lease.number, reason=str(problem))
+
+    async def _try(self, group: list[Ready]) -> None:
+        """Commit that these products are about to be composed."""
+        positions = [product.item.position for product in group]
+        self._results.tries = positions
+        await self._save()
+        self._tried.update(positions)
+
     async def _compose_group(self, group: list[Ready]) -> None:
         """Compose some products; those whose composing process died are tried again, each alone."""
-        self._results.tries = [product.item.position for product in group]
-        await self._save()
+        await self._try(group)
         again: list[Ready] = []
         async with asyncio.TaskGroup() as together:
             tasks = [together.create_task(self._compose(product)) for product in group]
@@ -206,8 +267,7 @@ class _ChunkWork:
             else:
                 self._results.outcomes.append(outcome)
         for product in again:
-            self._results.tries = [product.item.position]
-            await self._save()
+            await self._try([product])
             self._results.outcomes.append(await self._compose(product))
 
     async def _compose(self, product: Ready) -> Outcome:
@@ -222,6 +282,8 @@ class _ChunkWork:
                     except ComposeError as problem:
                         if problem.code == ComposeCode.COMPOSER_UNAVAILABLE:
                             raise
+                        if problem.code == ComposeCode.DECODER_DIED:
+                            self._tried.discard(item.position)  # this try counts, whatever comes of the others
                         return _failed(item, problem.code, problem.message, product.picture)
             rows.append(self._row(item, size, name, self._made[name]))
         return _completed(item, product.picture, rows, reused=reused)
@@ -245,15 +307,16 @@ class _ChunkWork:
     async def _save(self, *, done: bool = False) -> None:
         results, self._results = self._results, Results()
         await self._kit.chunks.save(self._lease, results, done=done)
+        self._tried.difference_update(outcome.position for outcome in results.outcomes)
         if results.outcomes or done:
             run = self._work.run
             last = results.outcomes[-1].product_id if results.outcomes else None
             await self._kit.reporter.report(run.frame_id, run.id, last)
 
-    def _row(self, item: RunItem, size: OutputSize, name: str, count: int) -> dict[str, Any]:
-        suffix = self._work.snapshot.design.output.suffix
+    def _row(self, item: Item, size: OutputSize, name: str, count: int) -> dict[str, Any]:
+        suffix = self._suffix
         return {
-            "run_id": item.run_id,
+            "run_id": self._lease.run_id,
             "position": item.position,
             "size": size.name,
             "frame_id": self._work.run.frame_id,
@@ -269,12 +332,12 @@ class _ChunkWork:
         }
 
 
-def _failed(item: RunItem, code: str, reason: str, picture: Picture | None = None) -> Outcome:
+def _failed(item: Item, code: str, reason: str, picture: Picture | None = None) -> Outcome:
     key = None if picture is None else picture.key
     return Outcome(item.position, item.product_id, ItemState.FAILED, code=str(code), reason=reason, source_key=key)
 
 
-def _completed(item: RunItem, picture: Picture, rows: list[dict[str, Any]], *, reused: bool) -> Outcome:
+def _completed(item: Item, picture: Picture, rows: list[dict[str, Any]], *, reused: bool) -> Outcome:
     return Outcome(
         item.position,
         item.product_id,

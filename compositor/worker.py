@@ -16,7 +16,7 @@ from rq.serializers import JSONSerializer
 from compositor import jobs
 from compositor.chunks import Chunks
 from compositor.compose.process import ComposeProcess
-from compositor.kit import sweep_work_folder
+from compositor.kit import socket_folder, sweep_work_folder
 from compositor.queue import QUEUES, Queues, connect
 from compositor.ready import write_ready
 from compositor.runlease import RunLeases, process_name
@@ -77,7 +77,7 @@ def run_worker(settings: CompositorSettings, ready: Path | None = None) -> None:
     signal.signal(jobs.ENOUGH, signal.SIG_IGN)  # until a job listens for it
     settings.work_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     asyncio.run(sweep_work_folder(settings.work_folder))
-    with ComposeProcess() as process:
+    with socket_folder() as folder, ComposeProcess(folder) as process:
         jobs.Hands.settings, jobs.Hands.process = settings, process
         if ready is not None:
             write_ready(ready)

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from models.store.errors import ObjectMissingError, StoreError
+from models.store.keys import check_key
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Collection
     from datetime import datetime
     from pathlib import Path
 
 PIECE_BYTES = 8 * 2**20
+LOOKS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +88,44 @@ class ObjectStore(ABC):
 
         """
         size = (await self.head(key)).size
-        with await asyncio.to_thread(path.open, "wb") as file:
-            for start in range(0, size, PIECE_BYTES):
-                piece = await self.get_range(key, start, start + PIECE_BYTES)
-                await asyncio.to_thread(file.write, piece)
+        await asyncio.to_thread(path.write_bytes, b"")
+        for start in range(0, size, PIECE_BYTES):
+            piece = await self.get_range(key, start, start + PIECE_BYTES)
+            await asyncio.to_thread(_append, path, piece)  # a file held open here would outlive a cancellation
         return size
+
+    async def adopt_file(self, key: str, path: Path, *, media_type: str) -> None:
+        """As `put_file`, of a file that nobody writes to again: a store on the same disk need not copy it."""
+        await self.put_file(key, path, media_type=media_type)
+
+    async def borrow_file(self, key: str, path: Path) -> None:
+        """As `get_file`, for reading alone: `path`, which must not be there yet, may share the object's bytes.
+
+        Raises:
+            ObjectMissingError, OSError: as `get_file`.
+
+        """
+        await self.get_file(key, path)
+
+    async def sizes(self, keys: Collection[str]) -> dict[str, int]:
+        """Bytes of those of many objects that are there."""
+        found: dict[str, int] = {}
+        waiting = iter([check_key(key) for key in keys])
+
+        async def look() -> None:
+            for key in waiting:
+                try:
+                    found[key] = (await self.head(key)).size
+                except ObjectMissingError:
+                    continue
+
+        try:
+            async with asyncio.TaskGroup() as together:
+                for _ in range(min(LOOKS_AT_ONCE, len(keys))):
+                    together.create_task(look())
+        except* StoreError as problems:
+            raise problems.exceptions[0] from None
+        return found
 
     async def exists(self, key: str) -> bool:
         """Whether there is an object under this key."""
@@ -114,6 +149,11 @@ class ObjectStore(ABC):
                 raise StoreError("The object store gave back other bytes than were written.")
         finally:
             await self.delete(key)
+
+
+def _append(path: Path, data: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(data)
 
 
 def check_range(start: int, end: int) -> None:

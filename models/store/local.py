@@ -12,7 +12,7 @@ import os
 import secrets
 import stat
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from models.store.errors import ObjectMissingError, StoreError
 from models.store.keys import check_key, check_prefix
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator
     from pathlib import Path
 
 TEMP_FOLDER = ".tmp"
@@ -34,6 +34,8 @@ _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR)
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
+"""Another disk, a file system without hard links, a file of another user's, or one with too many names."""
 _MESSAGES = {
     errno.ENOSPC: "The object store's disk is full.",
     errno.EDQUOT: "The object store's disk quota is used up.",
@@ -63,6 +65,22 @@ class LocalObjects(ObjectStore):
     async def put_file(self, key: str, path: Path, *, media_type: str) -> None:  # noqa: ARG002 - as above
         """See ObjectStore."""
         await asyncio.to_thread(self._put_file, check_key(key), path)
+
+    async def adopt_file(self, key: str, path: Path, *, media_type: str) -> None:  # noqa: ARG002 - as above
+        """See ObjectStore; the object is a second name of the file where their disk is the same."""
+        await asyncio.to_thread(self._adopt_file, check_key(key), path)
+
+    async def get_file(self, key: str, path: Path) -> int:
+        """See ObjectStore."""
+        return await asyncio.to_thread(self._get_file, check_key(key), path)
+
+    async def borrow_file(self, key: str, path: Path) -> None:
+        """See ObjectStore; the file is a second name of the object where their disk is the same."""
+        await asyncio.to_thread(self._borrow_file, check_key(key), path)
+
+    async def sizes(self, keys: Collection[str]) -> dict[str, int]:
+        """See ObjectStore; one thread for all."""
+        return await asyncio.to_thread(self._sizes, [check_key(key) for key in keys])
 
     async def get(self, key: str) -> bytes:
         """See ObjectStore."""
@@ -99,24 +117,58 @@ class LocalObjects(ObjectStore):
         await asyncio.to_thread(self._sweep)
 
     def _put_file(self, key: str, path: Path) -> None:
-        with path.open("rb") as source:
-            self._put(key, iter(lambda: source.read(PIECE_BYTES), b""))
+        self._place(key, lambda name, fd: _copy_file(path, name, fd))
 
-    def _put(self, key: str, data: bytes | Iterator[bytes]) -> None:
+    def _adopt_file(self, key: str, path: Path) -> None:
+        self._place(key, lambda name, fd: _link_file(path, name, fd))
+
+    def _put(self, key: str, data: bytes) -> None:
+        self._place(key, lambda name, fd: _write_file(name, iter([data]), fd))
+
+    def _place(self, key: str, write: Callable[[str, int], None]) -> None:
+        """Have a temporary file written, by its name in a folder's descriptor, and give it the object's name."""
         folders, name = _split(key)
         temporary = secrets.token_hex(16)
         with _clear_errors():
             self.root.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
             with self._folder([TEMP_FOLDER], make=True) as temp_fd:
                 try:
-                    _write_file(temporary, iter([data]) if isinstance(data, bytes) else data, temp_fd)
+                    write(temporary, temp_fd)
                     with self._folder(folders, make=True) as fd:
                         os.rename(temporary, name, src_dir_fd=temp_fd, dst_dir_fd=fd)
                         os.fsync(fd)
-                except BaseException:
-                    with suppress(OSError):  # renamed already, or the disk is gone; the first error is the news
+                finally:
+                    # after a failure; or the object was this very file, which rename(2) leaves under both names
+                    with suppress(OSError):
                         os.unlink(temporary, dir_fd=temp_fd)
+
+    def _get_file(self, key: str, path: Path) -> int:
+        with self._object(key) as (fd, size), path.open("wb", buffering=0) as target:
+            done = 0
+            while done < size and (sent := os.sendfile(target.fileno(), fd, done, size - done)):
+                done += sent
+        return size
+
+    def _borrow_file(self, key: str, path: Path) -> None:
+        folders, name = _split(key)
+        with ExitStack() as stack:
+            with _clear_errors(reading=True):
+                fd = stack.enter_context(self._folder(folders))
+                if not stat.S_ISREG(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                    raise ObjectMissingError
+            try:
+                os.link(name, path, src_dir_fd=fd, follow_symlinks=False)
+            except OSError as error:
+                if error.errno not in _NO_LINK and error.errno not in _ABSENT:
                     raise
+                self._get_file(key, path)  # which says what is absent: the object, deleted by now, or the folder
+
+    def _sizes(self, keys: _Names) -> dict[str, int]:
+        found = {}
+        for key in keys:
+            with suppress(ObjectMissingError), _clear_errors(reading=True), self._file(key) as fd:
+                found[key] = _regular(fd).st_size
+        return found
 
     def _read(self, key: str, start: int, end: int | None) -> bytes:
         with _clear_errors(reading=True), self._file(key) as fd:
@@ -170,6 +222,15 @@ class LocalObjects(ObjectStore):
                         os.unlink(entry.name, dir_fd=fd)
 
     @contextmanager
+    def _object(self, key: str) -> Iterator[tuple[int, int]]:
+        """An object's descriptor and size; errors of the block are the block's."""
+        with ExitStack() as stack:
+            with _clear_errors(reading=True):
+                fd = stack.enter_context(self._file(key))
+                size = _regular(fd).st_size
+            yield fd, size
+
+    @contextmanager
     def _file(self, key: str) -> Iterator[int]:
         folders, name = _split(key)
         with self._folder(folders) as folder_fd:
@@ -183,16 +244,22 @@ class LocalObjects(ObjectStore):
     def _folder(self, names: _Names, *, make: bool = False) -> Iterator[int]:
         """A descriptor of a folder below the root; the root itself may be a link, the operator chose it."""
         fd = os.open(self.root, _FOLDER_FLAGS & ~os.O_NOFOLLOW)
+        above: list[int] = []  # folders with a new one in them: synced at the end, when one flush is for all
         try:
             for name in names:
-                if make:
-                    _make_folder(name, fd)
+                made = make and _make_folder(name, fd)
                 below = os.open(name, _FOLDER_FLAGS, dir_fd=fd)
-                os.close(fd)
+                if made:
+                    above.append(fd)
+                else:
+                    os.close(fd)
                 fd = below
             yield fd
+            for folder in reversed(above):
+                os.fsync(folder)
         finally:
-            os.close(fd)
+            for folder in (*above, fd):
+                os.close(folder)
 
 
 def _split(key: str) -> tuple[list[str], str]:
@@ -200,12 +267,35 @@ def _split(key: str) -> tuple[list[str], str]:
     return folders, name
 
 
-def _make_folder(name: str, parent_fd: int) -> None:
+def _make_folder(name: str, parent_fd: int) -> bool:
+    """Whether it was not there before."""
     try:
         os.mkdir(name, FOLDER_MODE, dir_fd=parent_fd)
     except FileExistsError:
+        return False
+    return True
+
+
+def _copy_file(path: Path, name: str, folder_fd: int) -> None:
+    with path.open("rb") as source:
+        _write_file(name, iter(lambda: source.read(PIECE_BYTES), b""), folder_fd)
+
+
+def _link_file(path: Path, name: str, folder_fd: int) -> None:
+    """Give a file a second name, or copy it where that cannot be; its bytes are on the disk afterwards."""
+    try:
+        os.link(path, name, dst_dir_fd=folder_fd, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        _copy_file(path, name, folder_fd)
         return
-    os.fsync(parent_fd)
+    fd = os.open(name, _READ_FLAGS, dir_fd=folder_fd)
+    try:
+        os.fchmod(fd, FILE_MODE)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _write_file(name: str, pieces: Iterator[bytes], folder_fd: int) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import update
 
 from compositor import progress
-from compositor.progress import Reporter, follow, snapshot
+from compositor.progress import LEAST_INTERVAL_MS, Reporter, follow, snapshot
 from compositor.runs import start_run
 from models.tables import Run, RunChunk
 
@@ -88,6 +89,32 @@ async def test_a_watcher_gets_a_snapshot_then_changes_and_again_after_redis_forg
     while (message := await next_of(watching))["processed"] != 3:
         pass
     assert message["seq"][0] != epoch
+
+
+class CountingRedis:
+    """A client that counts how often it is asked whether it is time for a message."""
+
+    def __init__(self, real: Redis) -> None:
+        self._real = real
+        self.asked = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    async def set(self, *arguments: Any, **options: Any) -> Any:
+        self.asked += 1
+        return await self._real.set(*arguments, **options)
+
+
+async def test_redis_is_asked_no_oftener_than_there_are_messages(rig: Rig, client: Redis) -> None:
+    run = await start_run(rig.db, await rig.frame())
+    counting: Any = CountingRedis(client)
+    reporter = Reporter(rig.db, counting)
+    started = time.monotonic()
+    while counting.asked < 3:
+        await reporter.report(run.frame_id, run.id, None)
+        await asyncio.sleep(0)
+    assert time.monotonic() - started >= 2 * LEAST_INTERVAL_MS / 1000
 
 
 async def test_without_redis_the_rows_are_looked_at(rig: Rig, client: Redis, redis: RedisProcess) -> None:

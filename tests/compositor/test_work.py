@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import select, update
 
-from compositor.chunks import Results
+from compositor.chunks import FAILED_TAKING, Results
 from compositor.compose.errors import ComposeCode, ComposeError
 from compositor.compose.job import Composed
 from compositor.compose.process import ComposeProcess
 from compositor.errors import LeaseLostError
-from compositor.jobs import compose_run, ingest_run
+from compositor.jobs import compose_run, ingest_run, open_run, take_chunk
 from compositor.kit import open_kit
 from compositor.runs import counts, start_run
 from compositor.settings import CompositorSettings
 from compositor.work import MOST_CHUNK_ATTEMPTS, MOST_TRIES
 from models.store import StoreError
-from models.tables import RunChunk, RunItem
+from models.tables import Frame, RunChunk, RunItem
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Collection
     from pathlib import Path
 
     from compositor.compose.job import ComposeJob
@@ -31,27 +32,42 @@ if TYPE_CHECKING:
     from tests.support.compositor_rig import Rig, Shop
 
 
+TITLES = frozenset(map(str, range(10)))
+
+
 class ScriptedComposer:
-    """Composes nothing real; sources named in `deadly` kill it, `after` is called with each job first."""
+    """Composes nothing real; titles in `deadly` kill it so often, and for those in `unavailable` it is not there.
+
+    With `stuck` it says so by that event, and never ends.
+    """
 
     def __init__(self) -> None:
         self.deadly: dict[str, int] = {}
-        self.unavailable = False
+        self.unavailable: Collection[str] = ()
+        self.stuck: asyncio.Event | None = None
         self.jobs: list[str] = []
 
     async def compose(self, job: ComposeJob, timeout_s: float = 1) -> Composed:
         title = job.fields["title"]
         self.jobs.append(title)
-        if self.unavailable:
-            raise ComposeError(ComposeCode.COMPOSER_UNAVAILABLE, "none")
+        if self.stuck is not None:
+            self.stuck.set()
+            await asyncio.Event().wait()
         if self.deadly.get(title, 0) > 0:
             self.deadly[title] -= 1
             raise ComposeError(ComposeCode.DECODER_DIED, "The process that decoded the picture died.")
+        if title in self.unavailable:
+            raise ComposeError(ComposeCode.COMPOSER_UNAVAILABLE, "none")
         return Composed(title.encode(), job.size.width, job.size.height)
 
 
-class FullStore:
+def full(real: Any) -> Any:
     """A store whose disk is full for outputs."""
+    return FullStore(real)
+
+
+class FullStore:
+    """See `full`."""
 
     def __init__(self, real: Any) -> None:
         self._real = real
@@ -93,6 +109,15 @@ async def item(rig: Rig, run: Run, position: int) -> RunItem:
         return await session.get_one(RunItem, (run.id, position))
 
 
+async def take_once(kit: Kit, run: Run) -> None:
+    """A run's chunk is taken once, and what it needs is brought along as a job would."""
+    work = await open_run(kit, run.id)
+    lease = await kit.chunks.claim(run.id)
+    assert work is not None
+    assert lease is not None
+    await take_chunk(kit, work, lease)
+
+
 async def test_a_picture_that_kills_its_decoder_twice_fails_alone(
     rig: Rig, kit: Kit, run: Run, composer: ScriptedComposer
 ) -> None:
@@ -119,8 +144,7 @@ async def test_a_product_that_killed_worker_after_worker_is_failed_untried(
 
 
 async def test_a_full_disk_fails_no_product_until_nothing_else_is_left(rig: Rig, kit: Kit, run: Run) -> None:
-    full = dataclasses.replace(kit, store=FullStore(kit.store))
-    await compose_run(full, run.id)
+    await compose_run(dataclasses.replace(kit, store=full(kit.store)), run.id)
     found = await counts(rig.db, run.id)
     assert (found.failed, found.waiting) == (0, 10)
     async with rig.db.read() as session:
@@ -133,18 +157,63 @@ async def test_a_full_disk_fails_no_product_until_nothing_else_is_left(rig: Rig,
 async def test_a_chunk_that_never_moves_is_given_up_in_the_end(
     rig: Rig, kit: Kit, run: Run, composer: ScriptedComposer
 ) -> None:
-    composer.unavailable = True
-    for _ in range(MOST_CHUNK_ATTEMPTS + 4):
-        await compose_run(kit, run.id)
+    composer.unavailable = TITLES
+    for _ in range(MOST_CHUNK_ATTEMPTS // FAILED_TAKING):
+        await take_once(kit, run)
+        found = await counts(rig.db, run.id)
+        assert (found.failed, found.waiting) == (0, 10)
+    await take_once(kit, run)
     found = await counts(rig.db, run.id)
     assert (found.failed, found.waiting) == (10, 0)
-    assert (await item(rig, run, 0)).code == "gave_up"
+    assert {(await item(rig, run, position)).code for position in range(10)} == {"gave_up"}
+
+
+@pytest.mark.parametrize("fault", ["composer", "store"])
+async def test_tries_that_killed_nobody_do_not_count(
+    rig: Rig, kit: Kit, run: Run, composer: ScriptedComposer, fault: str
+) -> None:
+    composer.unavailable = TITLES if fault == "composer" else ()
+    broken = dataclasses.replace(kit, store=full(kit.store)) if fault == "store" else kit
+    for _ in range(MOST_TRIES + 1):
+        composer.jobs.clear()
+        await take_once(broken, run)
+        assert composer.jobs, "a product was composed, or would have been"
+        assert {(await item(rig, run, position)).attempts for position in range(10)} == {0}
+    assert (await counts(rig.db, run.id)).failed == 0
+
+
+async def test_a_try_that_was_broken_off_does_not_count(
+    rig: Rig, kit: Kit, run: Run, composer: ScriptedComposer
+) -> None:
+    composer.stuck = asyncio.Event()
+    taking = asyncio.create_task(take_once(kit, run))
+    await composer.stuck.wait()
+    assert (await item(rig, run, int(composer.jobs[0]))).attempts == 1, "committed before it is composed"
+    taking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    assert {(await item(rig, run, position)).attempts for position in range(10)} == {0}
+
+
+async def test_a_death_counts_even_where_the_rest_of_the_group_came_to_nothing(
+    rig: Rig, kit: Kit, run: Run, composer: ScriptedComposer
+) -> None:
+    composer.deadly, composer.unavailable = {"0": 1}, TITLES
+    await take_once(kit, run)
+    assert [(await item(rig, run, position)).attempts for position in range(10)] == [1] + 9 * [0]
+    composer.unavailable = ()
+    await compose_run(kit, run.id)
+    assert (await counts(rig.db, run.id)).completed == 10
+    assert (await item(rig, run, 0)).attempts == 2
 
 
 async def test_a_worker_that_lost_its_chunk_writes_nothing_more(
     rig: Rig, kit: Kit, run: Run, composer: ScriptedComposer
 ) -> None:
+    composed: list[int] = []
+
     async def taken_over(job: ComposeJob, timeout_s: float = 1) -> Composed:
+        composed.append(int(job.fields["title"]))
         async with rig.db.write() as session:
             await session.execute(update(RunChunk).values(fence=RunChunk.fence + 1, lease_owner="another"))
         return Composed(b"late", 1, 1)
@@ -156,5 +225,32 @@ async def test_a_worker_that_lost_its_chunk_writes_nothing_more(
     await compose_run(kit, run.id)
     assert (await counts(rig.db, run.id)).waiting == 10
     assert await rig.outputs(run.id) == []
+    assert (await item(rig, run, composed[0])).attempts == 1, "no longer this worker's to take back"
     with pytest.raises(LeaseLostError):
         await kit.chunks.save(lease, Results())
+
+
+async def test_what_is_gone_or_cut_short_in_the_store_is_made_again(
+    rig: Rig, kit: Kit, run: Run, shop: Shop, composer: ScriptedComposer
+) -> None:
+    await compose_run(kit, run.id)
+    outputs = await rig.outputs(run.id)
+    await kit.store.delete(outputs[3].object_key)
+    cut, gone = str((await item(rig, run, 5)).source_key), str((await item(rig, run, 7)).source_key)
+    await kit.store.put(cut, b"\xff\xd8\xff", media_type="image/jpeg")
+    await kit.store.delete(gone)
+    composer.jobs.clear()
+    shop.sent.clear()
+    async with rig.db.read() as session:
+        frame = await session.get_one(Frame, run.frame_id)
+    again = await start_run(rig.db, frame)
+    await ingest_run(kit, again.id)
+    await compose_run(kit, again.id)
+    assert composer.jobs == ["3"]
+    assert sorted(shop.sent) == ["5.jpg", "7.jpg"]
+    assert (await counts(rig.db, again.id)).reused == 9
+    assert await kit.store.sizes([output.object_key for output in outputs]) == dict.fromkeys(
+        (output.object_key for output in outputs), 1
+    )
+    assert (await kit.store.sizes([cut, gone])).keys() == {cut, gone}
+    assert await kit.store.get(cut) == shop.pictures["5.jpg"]
