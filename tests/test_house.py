@@ -40,7 +40,9 @@ BEHAVIOURS = {
     "gateway/test_idempotency",
     "gateway/test_recovery",
     "gateway/test_sweeping_beside_runs",
+    "inference/test_endurance",
     "inference/test_features",
+    "inference/test_reproducibility",
     "inference/test_runpod_client",
 }
 # written in pieces, so that this file passes its own test

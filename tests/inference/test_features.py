@@ -3,97 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import numpy as np
 import pytest
 from PIL import Image
 
-from inference.__main__ import BUNDLED, open_engine
-from tests.support.checkpoints import save_second_checkpoint, save_tiny_refiner
-from tests.support.inference_rig import KEY, base64_of, picture_of, running_server, settings_for
-from tests.support.loras import save_lora
+from tests.support.inference_rig import base64_of, picture_of
+from tests.support.real_engine import PROMPT, Client, client_of, furnish, needs_checkpoint, pixels_of, real_engine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from inference.engine.types import Engine
 
-pytestmark = pytest.mark.skipif(
-    not (BUNDLED / "tiny" / "model_index.json").exists(), reason="the bundled checkpoint is not there"
-)
-PROMPT = "a red circle on a white background"
+pytestmark = needs_checkpoint
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One for all tests, with a second checkpoint, a refiner and two LoRAs; each server gets it behind a cover."""
-    from inference.engine.checkpoint import load_checkpoint
-
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """One for all tests, with a second checkpoint, a refiner and two LoRAs."""
     home = tmp_path_factory.mktemp("home")
-    (home / "loras").mkdir()
-    (home / "checkpoints").mkdir()
-    save_second_checkpoint(home / "checkpoints" / "second", 3)
-    save_tiny_refiner(home / "checkpoints" / "polish")
-    tiny = load_checkpoint("tiny", None, (BUNDLED,), device="cpu")
-    for seed, name in enumerate(("red", "blue")):
-        save_lora(home / "loras" / f"{name}.safetensors", tiny, seed)
-    made = open_engine(settings_for(home, threads=1))
-    yield made
-    made.close()
-
-
-class Lent:
-    """An engine that its borrower cannot close."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    def close(self) -> None:
-        """Its owner does."""
-
-
-@dataclass
-class Client:
-    base: str
-    http: aiohttp.ClientSession
-
-    async def post(self, path: str, body: Any) -> tuple[int, Any]:
-        async with self.http.post(f"{self.base}/v2/igen{path}", json=body) as answer:
-            return answer.status, await answer.json()
-
-    async def get(self, path: str) -> Any:
-        async with self.http.get(f"{self.base}/v2/igen{path}") as answer:
-            return await answer.json()
-
-    async def draw(self, **fields: Any) -> Any:
-        wanted = {"prompt": PROMPT, "seed": 5, "num_inference_steps": 4, **fields}
-        status, body = await self.post("/runsync", {"input": wanted})
-        assert (status, body.get("status")) == (200, "COMPLETED"), body
-        return body["output"]
+    furnish(home)
+    with real_engine(home) as made:
+        yield made
 
 
 @pytest.fixture
 async def client(engine: Engine, tmp_path: Path) -> AsyncIterator[Client]:
-    clock = asyncio.get_running_loop().time
-    headers = {"Authorization": f"Bearer {KEY}"}
-    async with (
-        running_server(settings_for(tmp_path), lambda: Lent(engine), clock=clock, fatal=[]) as (base, service),
-        aiohttp.ClientSession(headers=headers) as http,
-    ):
-        while service.dispatcher is None:
-            await asyncio.sleep(0.01)
-        yield Client(base, http)
-
-
-def pixels_of(output: Any, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.asarray(picture_of(output["images"][index]).convert("RGB"))
+    async with client_of(engine, tmp_path) as made:
+        yield made
 
 
 async def test_text_to_picture_carries_a_whole_receipt_and_its_timings(client: Client) -> None:

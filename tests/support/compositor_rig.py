@@ -302,7 +302,7 @@ class Rig:
         found = await counts(self.db, run_id)
         async with self.db.read() as session:
             states = select(RunItem.state, func.count()).where(RunItem.run_id == run_id).group_by(RunItem.state)
-            real = dict(list(row) for row in await session.execute(states))
+            real: dict[str, int] = {str(row[0]): int(row[1]) for row in await session.execute(states)}
             chunks = list(await session.scalars(select(RunChunk).where(RunChunk.run_id == run_id)))
         assert sum(chunk.size for chunk in chunks) == sum(real.values()) == found.total
         assert found.completed + found.failed + found.skipped + found.waiting == found.total
