@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from compositor.design import Design, OutputSize
     from compositor.snapshot import Snapshot
 
-RENDER_VERSION = 1
+RENDER_VERSION = 2
 """To be raised with every change of `compositor.compose` that changes pixels: outputs are then composed anew."""
 
 _DERIVED = {"discount": ("price", "sale_price")}

@@ -9,8 +9,9 @@ from compositor.compose.badges import badge_tile, chosen
 from compositor.compose.conditions import all_hold
 from compositor.compose.errors import ComposeCode, ComposeError
 from compositor.compose.fields import Fields
+from compositor.compose.fonts import BUNDLED
 from compositor.compose.frame import file_key
-from compositor.compose.text import BUNDLED, text_tile
+from compositor.compose.text import text_tile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

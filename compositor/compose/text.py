@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw, ImageFont, features
+from PIL import Image, ImageDraw, features
 
 from compositor.compose import paint, wrap
 from compositor.compose.colour import parse
-from compositor.compose.errors import ComposeCode, ComposeError
+from compositor.compose.fonts import FontChain
 from compositor.compose.product import Tile
 from compositor.design import Align, VerticalAlign
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from compositor.compose.placement import View
     from compositor.design import Box, TextLayer
 
-FONTS = Path(__file__).resolve().parents[1] / "fonts"
-BUNDLED = {"regular": FONTS / "DejaVuSans.ttf", "bold": FONTS / "DejaVuSans-Bold.ttf"}
 MAX_FONT_PIXELS = 2000
 _ACROSS = {Align.LEFT: 0.0, Align.CENTER: 0.5, Align.RIGHT: 1.0}
 _DOWN = {VerticalAlign.TOP: 0.0, VerticalAlign.MIDDLE: 0.5, VerticalAlign.BOTTOM: 1.0}
@@ -28,10 +26,11 @@ _DOWN = {VerticalAlign.TOP: 0.0, VerticalAlign.MIDDLE: 0.5, VerticalAlign.BOTTOM
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A text broken into lines at one size of type, with the lines' height and width in pixels."""
+    """A text broken into lines at one size of type; heights and widths in pixels, `ascent` is above the baseline."""
 
     lines: tuple[str, ...]
-    font: ImageFont.FreeTypeFont
+    font: FontChain
+    ascent: int
     line_height: int
     stroke: int
     direction: str | None
@@ -40,7 +39,7 @@ class Setting:
 
     def width(self, line: str) -> float:
         """How wide a line comes out, with its outline."""
-        return self.font.getlength(line, direction=self.direction) + 2 * self.stroke
+        return self.font.length(line, self.direction) + 2 * self.stroke
 
 
 def text_tile(layer: TextLayer, text: str, font_path: Path, view: View) -> Tile:
@@ -103,15 +102,15 @@ class Typesetter:
         return best
 
     def _set(self, size: int) -> Setting:
-        font = load_font(self.font_path, size)
+        font = FontChain(self.font_path, size)
         outline = self.layer.outline
         stroke = max(1, self.view.length(outline.width)) if outline else 0
-        ascent, descent = font.getmetrics()
+        ascent, descent = font.metrics(self.text)
         way = wrap.direction(self.text) if features.check("raqm") else None
-        lines = wrap.wrap(self.text, self.room[0] - 2 * stroke, lambda part: font.getlength(part, direction=way))
+        lines = wrap.wrap(self.text, self.room[0] - 2 * stroke, lambda part: font.length(part, way))
         broken_at = [piece for line in lines for piece, _ in wrap.pieces(line)]
         whole = [piece for piece, _ in wrap.pieces(self.text)] == broken_at
-        return Setting(tuple(lines), font, ascent + descent + 2 * stroke, stroke, way, whole)
+        return Setting(tuple(lines), font, ascent, ascent + descent + 2 * stroke, stroke, way, whole)
 
     def _fits(self, setting: Setting) -> bool:
         """A word that had to be broken is no fit while smaller type may keep it whole."""
@@ -135,35 +134,18 @@ def _drawn(layer: TextLayer, setting: Setting, box: Box, padding: int) -> Image.
     outline = parse(layer.outline.colour) if layer.outline else None
     tile = Image.new("RGBA", (box.width, box.height), ((*outline[:3], 0) if outline else (red, green, blue, 0)))
     draw = ImageDraw.Draw(tile)
-    ascent, _ = setting.font.getmetrics()
     free = box.height - 2 * padding - setting.line_height * len(setting.lines)
-    baseline = padding + free * _DOWN[layer.vertical_align] + setting.stroke + ascent
+    baseline = padding + free * _DOWN[layer.vertical_align] + setting.stroke + setting.ascent
     for number, line in enumerate(setting.lines):
         spare = box.width - 2 * padding - setting.width(line)
         left = padding + spare * _ACROSS[layer.align] + setting.stroke
-        draw.text(
-            (round(left), round(baseline + number * setting.line_height)),
+        setting.font.draw(
+            draw,
+            (left, round(baseline + number * setting.line_height)),
             line,
+            setting.direction,
             fill=(red, green, blue, alpha),
-            font=setting.font,
-            anchor="ls",
-            direction=setting.direction,
             stroke_width=setting.stroke,
             stroke_fill=outline,
         )
     return tile
-
-
-@lru_cache(maxsize=64)
-def load_font(path: Path, size: int) -> ImageFont.FreeTypeFont:
-    """A font at a size in pixels, with Raqm where Pillow has it.
-
-    Raises:
-        ComposeError: `bad_font`: the file is no font.
-
-    """
-    engine = ImageFont.Layout.RAQM if features.check("raqm") else ImageFont.Layout.BASIC
-    try:
-        return ImageFont.truetype(str(path), size, layout_engine=engine)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ComposeError(ComposeCode.BAD_FONT, "A text layer's font could not be read.") from error

@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from compositor.compose.client import ComposeClient, ComposeProcess
+from compositor.compose.fonts import BUNDLED
 from compositor.compose.job import ComposeJob
-from compositor.compose.text import BUNDLED
 from compositor.design import Design
 
 SIDE = 1080

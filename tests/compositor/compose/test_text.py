@@ -6,8 +6,9 @@ import pytest
 from PIL import Image, ImageFont
 
 from compositor.compose.errors import ComposeError
+from compositor.compose.fonts import BUNDLED, load_font
 from compositor.compose.placement import View
-from compositor.compose.text import BUNDLED, Typesetter, load_font, text_tile
+from compositor.compose.text import Typesetter, text_tile
 from compositor.design import OutputSize, TextLayer
 
 if TYPE_CHECKING:
