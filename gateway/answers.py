@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gateway.errors import from_row
+from gateway.failures import from_row
+from gateway.filekinds import kind_of_key
 from models.errors import envelope
 from models.tables import GenerationState
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from gateway.ledger import Told
     from models.tables import Picture
 
@@ -23,7 +26,8 @@ STATUS = {
 def tell_success(told: Told, public_base: str) -> dict[str, Any]:
     """The answer about a completed generation; links begin with the configured public address."""
     output = told.row.output or {}
-    images = [_image(picture, public_base) for picture in told.pictures]
+    flagged = output.get("flagged", [])
+    images = [_image(picture, public_base, flagged) for picture in told.pictures]
     receipt = output.get("receipt") or {}
     return {
         "status": "success",
@@ -34,10 +38,12 @@ def tell_success(told: Told, public_base: str) -> dict[str, Any]:
         "seeds": output.get("seeds", []),
         "width": images[0]["width"],
         "height": images[0]["height"],
+        "output_format": output.get("output_format", "png"),
         "checkpoint": receipt.get("checkpoint"),
         "demonstration": output.get("demonstration", False),
         "ignored": output.get("ignored", []),
         "notes": output.get("notes", []),
+        "flagged": flagged,
         "receipt": output.get("receipt"),
         "timings": {**output.get("timings", {}), "total_s": _seconds(told)},
         "created_at": told.row.created_at.isoformat(),
@@ -59,13 +65,16 @@ def tell(told: Told, public_base: str) -> dict[str, Any]:
     return body
 
 
-def _image(picture: Picture, public_base: str) -> dict[str, Any]:
+def _image(picture: Picture, public_base: str, flagged: Collection[int]) -> dict[str, Any]:
+    kind = kind_of_key(picture.object_key)
     return {
-        "url": f"{public_base}/media/generated/{picture.name}.png",
+        "url": f"{public_base}/media/generated/{picture.name}.{kind.suffix}",
+        "media_type": kind.media_type,
         "seed": picture.seed,
         "width": picture.width,
         "height": picture.height,
         "bytes": picture.bytes,
+        "flagged": picture.position in flagged,
     }
 
 

@@ -18,6 +18,7 @@ from gateway import (
     feeds,
     frames,
     generate,
+    generationevents,
     handlers,
     media,
     outputs,
@@ -25,19 +26,23 @@ from gateway import (
     progress,
     public,
     runs,
+    verifying,
     webhooks,
 )
 from gateway.backend import Backend
+from gateway.bodies import BodyRoom
 from gateway.breaker import Breaker
 from gateway.composer import child_composer
 from gateway.forwarder import Forwarder
 from gateway.framebodies import FORM_SPARE_BYTES, PICTURE_MAX_BYTES
+from gateway.generationhub import GenerationHub
 from gateway.health import Health
 from gateway.housekeeping import Housekeeper
+from gateway.inputs import InputKeeper
 from gateway.keys import Keys
 from gateway.ledger import Ledger
 from gateway.metrics import Metrics
-from gateway.middleware import BodyLimitMiddleware, HostMiddleware, RequestMiddleware, UploadLimit
+from gateway.middleware import JSON, BodyLimitMiddleware, HostMiddleware, RequestMiddleware, UploadLimit
 from gateway.multipart import remove_stale
 from gateway.orphans import Orphans
 from gateway.pictures import PictureKeeper
@@ -49,12 +54,12 @@ from gateway.runner import Runner
 from gateway.services import Admission, Lifecycle, OwnerLimit, Services
 from gateway.sweeper import Sweeper
 from gateway.tickets import LocalTickets, RedisTickets
-from gateway.version import VERSION
 from models.db import Database
 from models.fetch import FetchPolicy, SafeFetcher, parse_allow_hosts
 from models.logs import get_logger
 from models.migrations import check_schema
 from models.store import open_store
+from models.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -63,7 +68,10 @@ if TYPE_CHECKING:
     from gateway.settings import GatewaySettings
 
 SPARE_CONNECTIONS = 16
-"""To the backend, beside one for each waiting caller: recovered rows, cancellations, health."""
+"""To the backend, beside one for each waiting caller and one for whoever watches: recovered rows, health."""
+
+LONG_BODIES = 8
+"""Requests with pictures in them that are read at once; each is held a few times over while it is."""
 
 log = get_logger(__name__)
 
@@ -114,8 +122,9 @@ def create_app(settings: GatewaySettings, *, composer: Composer | None = None) -
     )
     handlers.install(app)
     # `outputs.zip` before `outputs/{position}`: the first that fits an address serves it
-    api = (public, generate, media, frames, webhooks, assets, preview, runs, archives, outputs, datatables, feeds)
-    for module in api:
+    drawn = (public, generate, generationevents, verifying, media)
+    framed = (frames, webhooks, assets, preview, runs, archives, outputs, datatables, feeds)
+    for module in (*drawn, *framed):
         app.include_router(module.router)
     app.include_router(progress.router)
     return app
@@ -124,7 +133,10 @@ def create_app(settings: GatewaySettings, *, composer: Composer | None = None) -
 def _upload_limits(settings: GatewaySettings) -> tuple[UploadLimit, ...]:
     """Bodies as a whole; each file in them has a limit of its own."""
     frame = PICTURE_MAX_BYTES + settings.feed_max_bytes + FORM_SPARE_BYTES
+    generate = re.compile(r"/api/(?:generate|verify)/?")
+    why = "RunPod takes no more; give a larger picture by its address"
     return (
+        UploadLimit(frozenset({"POST"}), generate, settings.max_generate_bytes, JSON, why),
         UploadLimit(frozenset({"POST", "PATCH"}), re.compile(r"/api/frames(/[0-9]+)?/?"), frame),
         UploadLimit(frozenset({"POST"}), re.compile(r"/api/assets/?"), PICTURE_MAX_BYTES + FORM_SPARE_BYTES),
     )
@@ -143,7 +155,7 @@ async def _services(
             settings.backend_secret,
             settings.backend_rules,
             max_answer_bytes=settings.backend_max_answer_bytes,
-            max_connections=settings.max_inflight + SPARE_CONNECTIONS,
+            max_connections=2 * settings.max_inflight + SPARE_CONNECTIONS,
         )
     )
     policy = FetchPolicy(allow_hosts=parse_allow_hosts(settings.fetch_allow_hosts))
@@ -153,10 +165,12 @@ async def _services(
         composer = await stack.enter_async_context(child_composer(settings.preview_processes))
     breaker = Breaker(backend.ping)
     ledger = Ledger(db, lease_seconds=settings.lease_seconds)
+    inputs = InputKeeper(store)
     forwarder = Forwarder(
         ledger=ledger,
         backend=backend,
         breaker=breaker,
+        inputs=inputs,
         keeper=PictureKeeper(store, fetcher, max_bytes=settings.backend_max_answer_bytes),
         metrics=metrics,
         timeout_s=settings.generation_timeout,
@@ -168,6 +182,8 @@ async def _services(
         stack.push_async_callback(redis.aclose)
     hub = ProgressHub(db, redis)
     stack.push_async_callback(hub.stop)
+    generations = GenerationHub(backend, ledger, redis, polls=settings.max_inflight)
+    stack.push_async_callback(generations.stop)
     return Services(
         settings=settings,
         db=db,
@@ -178,6 +194,8 @@ async def _services(
         backend=backend,
         breaker=breaker,
         admission=Admission(settings.max_inflight, metrics),
+        bodies=BodyRoom(LONG_BODIES, long_bytes=settings.max_body_bytes),
+        inputs=inputs,
         zips=OwnerLimit(settings.max_zips, "archives"),
         uploads=OwnerLimit(settings.max_uploads, "uploads"),
         lifecycle=Lifecycle(),
@@ -202,5 +220,6 @@ async def _services(
             source_max_bytes=settings.source_max_bytes,
         ),
         hub=hub,
+        generations=generations,
         tickets=LocalTickets() if redis is None else RedisTickets(redis),
     )

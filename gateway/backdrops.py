@@ -8,8 +8,10 @@ import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from gateway.errors import StillRunningError, from_row
-from gateway.generate import draw
+from gateway.drawing import draw
+from gateway.errors import StillRunningError
+from gateway.failures import from_row
+from gateway.filekinds import kind_of_key
 from gateway.multipart import Upload
 from gateway.services import services_of
 from models.store import StoreError
@@ -48,13 +50,15 @@ async def draw_backdrop(
     folder = services.settings.uploads
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True, mode=0o700)
     path = folder / secrets.token_hex(16)
+    key = drawing.told.pictures[0].object_key
     try:
         try:
-            await services.store.get_file(drawing.told.pictures[0].object_key, path)
+            await services.store.get_file(key, path)
             size, sha256 = await asyncio.to_thread(_measure, path)
         except OSError as problem:
             raise StoreError("The picture could not be kept on the disk.") from problem
-        yield Upload(path, size, sha256, f"{drawing.row.id}.png")
+        suffix = kind_of_key(key).suffix
+        yield Upload(path, size, sha256, f"{drawing.row.id}.{suffix}")
     finally:
         await asyncio.to_thread(path.unlink, missing_ok=True)
 

@@ -7,6 +7,8 @@ after the request left. What to do about it is the forwarder's business.
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -14,16 +16,18 @@ import aiohttp
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from gateway.errors import (
+from gateway.failures import (
+    INPUT_FAILURES,
     BackendAnswerError,
     BackendAuthError,
     BackendFullError,
+    DeadlineUnreachableError,
     GenerationError,
     GenerationInputError,
 )
 from models.errors import FieldProblem
 from models.logs import get_logger
-from models.wire import JobAnswer, JobRequest
+from models.wire import JobAnswer, JobRequest, VerifyRequest
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -97,6 +101,14 @@ class Backend:
         """Queue a job and wait for it, up to `wait_s`; the answer may be of a job still under way."""
         return await self._submit("/runsync", job, _wait(wait_s), correlation, {}, wait_s=wait_s)
 
+    async def verify(self, asked: VerifyRequest, *, wait_s: float, correlation: str) -> JobAnswer:
+        """Have a receipt's pictures drawn again; a self-hosted backend alone can do so. Answers as `runsync`."""
+        body = await asyncio.to_thread(lambda: asked.model_dump_json(exclude_none=True).encode())
+        headers = {"X-Request-ID": correlation}
+        return _answer(
+            *await self._exchange("POST", "/verify", _wait(wait_s), body=body, headers=headers, wait_s=wait_s)
+        )
+
     async def status(self, job_id: str, *, wait_s: float = 0) -> JobAnswer:
         """Ask for a job; a self-hosted backend answers when it changes or after `wait_s`.
 
@@ -110,6 +122,22 @@ class Backend:
         if status == 404:  # noqa: PLR2004
             raise UnknownJobError(job_id)
         return _answer(status, {}, raw)
+
+    async def stream(self, job_id: str) -> list[object]:
+        """What the job has said since it was last asked here; every piece is handed out once.
+
+        Raises:
+            UnknownJobError: the backend does not know it (any more).
+
+        """
+        status, _, raw = await self._exchange("GET", f"/stream/{quote(job_id, safe='')}", {})
+        if status == 404:  # noqa: PLR2004
+            raise UnknownJobError(job_id)
+        try:
+            pieces = from_json(raw)["stream"] if status == 200 else []  # noqa: PLR2004
+            return [piece.get("output") for piece in pieces]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise BackendAnswerError from None
 
     async def cancel(self, job_id: str) -> None:
         """Ask that a job end; the answer does not matter."""
@@ -134,13 +162,10 @@ class Backend:
         *,
         wait_s: float = 0,
     ) -> JobAnswer:
-        body = {
-            "input": job.input.model_dump(mode="json", exclude_none=True, exclude_defaults=True),
-            "policy": job.policy.model_dump(mode="json", exclude={"lowPriority"}),
-        }
         headers = {"Idempotency-Key": str(job.input.request_id), "X-Request-ID": correlation, **extra}
+        body = await asyncio.to_thread(_encoded, job) if job.input.image else _encoded(job)
         status, answer_headers, raw = await self._exchange(
-            "POST", path, query, json=body, headers=headers, wait_s=wait_s
+            "POST", path, query, body=body, headers=headers, wait_s=wait_s
         )
         return _answer(status, answer_headers, raw)
 
@@ -150,7 +175,7 @@ class Backend:
         path: str,
         query: dict[str, str],
         *,
-        json: dict[str, Any] | None = None,
+        body: bytes | None = None,
         headers: dict[str, str] | None = None,
         wait_s: float = 0,
     ) -> tuple[int, dict[str, str], bytes]:
@@ -162,15 +187,17 @@ class Backend:
             BackendAnswerError: the answer is longer than allowed.
 
         """
-        auth = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        sent = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        if body is not None:
+            sent["Content-Type"] = "application/json"
         limit = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=wait_s + ANSWER_S)
         try:
             async with self._http.request(
                 method,
                 self.url + path,
                 params=query,
-                json=json,
-                headers={**auth, **(headers or {})},
+                data=None if body is None else io.BytesIO(body),  # sent a piece at a time
+                headers={**sent, **(headers or {})},
                 timeout=limit,
                 allow_redirects=False,
             ) as answer:
@@ -195,6 +222,14 @@ class Backend:
         return b"".join(parts)
 
 
+def _encoded(job: JobRequest) -> bytes:
+    body = {
+        "input": job.input.model_dump(mode="json", exclude_none=True, exclude_defaults=True),
+        "policy": job.policy.model_dump(mode="json", exclude={"lowPriority"}),
+    }
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
 def _wait(seconds: float) -> dict[str, str]:
     return {"wait": str(int(seconds * 1000))} if seconds > 0 else {}
 
@@ -212,6 +247,9 @@ def _answer(status: int, headers: dict[str, str], raw: bytes) -> JobAnswer:
     log.warning("backend_refused", status=status, body=raw[:SHOWN_CHARS].decode(errors="replace"))
     if status == 422:  # noqa: PLR2004
         raise _refused_input(raw)
+    if status == 429 and (told := _told(raw)).get("code") == DeadlineUnreachableError.code:  # noqa: PLR2004
+        message = str(told.get("message") or "")[:SHOWN_CHARS]
+        raise DeadlineUnreachableError(message or None, retry_after_s=_retry_after(headers) or 1)
     kind = reasons.get(status, BackendFaultError)
     raise kind(retry_after_s=_retry_after(headers) if kind is BackendFullError else None)
 
@@ -228,18 +266,28 @@ def _parse(raw: bytes) -> JobAnswer:
     return answer
 
 
-def _refused_input(raw: bytes) -> GenerationError:
-    """The backend's 422, its fields under the names that our callers use. A shape that we do not know says less."""
+def _told(raw: bytes) -> dict[str, Any]:
+    """The error in a refusal's envelope; empty where the answer has another shape."""
     try:
         error = from_json(raw)["error"]
+    except (ValueError, LookupError, TypeError):
+        return {}
+    return error if isinstance(error, dict) else {}
+
+
+def _refused_input(raw: bytes) -> GenerationError:
+    """The backend's 422, its fields under the names that our callers use. A shape that we do not know says less."""
+    error = _told(raw)
+    kind = INPUT_FAILURES.get(str(error.get("code")), GenerationInputError)
+    try:
         details = [
             FieldProblem(str(item["field"])[:100].removeprefix("input."), str(item["reason"])[:SHOWN_CHARS])
             for item in error["details"][:SHOWN_PROBLEMS]
         ]
-    except (ValueError, LookupError, TypeError):
-        return GenerationInputError()
+    except (LookupError, TypeError):
+        return kind()
     message = "; ".join(f"{item.field}: {item.reason}" for item in details[:5])
-    return GenerationInputError(message or None, details=details)
+    return kind(message or None, details=details)
 
 
 def _retry_after(headers: dict[str, str]) -> int | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
@@ -10,9 +12,12 @@ from pydantic_core import from_json
 from models.errors import BadRequestError, FieldProblem, InvalidInputError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from starlette.requests import Request
 
 JSON_TYPE = re.compile(r"application/(?:[\w.+-]+\+)?json\s*(?:;\s*charset=\"?utf-?8\"?\s*)?;?", re.IGNORECASE)
+ARRIVE_S = 120.0
 UNMEANT = ("recursion limit exceeded", "number out of range")
 """The parser's words for JSON that is well formed and beyond any bound."""
 
@@ -45,12 +50,44 @@ async def read_json(request: Request) -> Any:
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise _bad("Send the body unencoded.", "Content-Encoding", "is not supported")
     try:
-        return from_json(await request.body())
+        return from_json(await _whole(request))
     except ValueError as problem:
         reason = str(problem)
         if reason.startswith(UNMEANT):
             raise InvalidInputError.for_field("body", reason) from None
         raise _bad(f"The body is not JSON: {reason}.", "body", reason) from None
+
+
+async def _whole(request: Request) -> bytes:
+    """The body, of which the request itself keeps no copy."""
+    return b"".join([part async for part in request.stream()])
+
+
+class BodyRoom:
+    """Room for long bodies: a few at once, so that memory is bounded however many send one."""
+
+    def __init__(self, places: int, *, long_bytes: int) -> None:
+        self._places = asyncio.Semaphore(places)
+        self._long_bytes = long_bytes
+
+    @asynccontextmanager
+    async def room(self, request: Request) -> AsyncIterator[None]:
+        """Until the end of the block; a long body waits for its turn, and has to be there within `ARRIVE_S` then.
+
+        Raises:
+            BadRequestError: it is not.
+
+        """
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared[:20]) <= self._long_bytes:
+            yield
+            return
+        async with self._places:
+            try:
+                async with asyncio.timeout(ARRIVE_S):
+                    yield
+            except TimeoutError:
+                raise _bad("The body did not arrive in time.", "body", f"took longer than {ARRIVE_S:g} s") from None
 
 
 def _bad(message: str, field: str, reason: str) -> BadRequestError:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from gateway.errors import BackendUnavailableError
+from gateway.failures import BackendUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

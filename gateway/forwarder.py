@@ -8,21 +8,23 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from gateway.backend import AnswerLostError, BackendFaultError, NotSentError, UnknownJobError
-from gateway.errors import (
+from gateway.failures import (
     BackendAnswerError,
     BackendFullError,
     BackendLostError,
     BackendUnavailableError,
+    DeadlineMissedError,
     GenerationError,
     GenerationTimeoutError,
     InternalGenerationError,
     SubmissionUnknownError,
 )
+from gateway.inputs import inline_fields
 from gateway.ledger import Lease, LeaseLostError
 from gateway.outcome import failure_of
 from gateway.settings import BackendKind
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from gateway.backend import Backend
     from gateway.breaker import Breaker
+    from gateway.inputs import InputKeeper
     from gateway.ledger import Ledger
     from gateway.metrics import Metrics
     from gateway.pictures import Kept, PictureKeeper
@@ -44,6 +47,9 @@ if TYPE_CHECKING:
 
 WAIT_S = 20.0
 """How long a self-hosted backend is asked to hold one answer back; a silent one is noticed soon after."""
+LONG_WAIT_S = 1.0
+"""The same for a submission with pictures in it, which stays in memory meanwhile; the least that a backend takes."""
+LONG_SUBMISSIONS = 4
 SUBMIT_PAUSES_S = (0.3, 1.0)
 """Before a lost submission is sent again with the same id, to a self-hosted backend alone."""
 FIRST_POLL_S = 0.25
@@ -68,6 +74,7 @@ class Forwarder:
         ledger: Ledger,
         backend: Backend,
         breaker: Breaker,
+        inputs: InputKeeper,
         keeper: PictureKeeper,
         metrics: Metrics,
         timeout_s: float,
@@ -75,9 +82,11 @@ class Forwarder:
         self._ledger = ledger
         self._backend = backend
         self._breaker = breaker
+        self._inputs = inputs
         self._keeper = keeper
         self._metrics = metrics
         self._timeout_s = timeout_s
+        self._long = asyncio.Semaphore(LONG_SUBMISSIONS)
 
     async def carry(self, row: Generation) -> None:
         """Bring a row to its end. Returns when it is completed, failed, or another process's.
@@ -118,6 +127,7 @@ class Forwarder:
         if error.report:
             log.error("generation_failed", code=error.code, reason=error.message, exc_info=error)
         await _insist(lambda: self._ledger.fail(lease, error))
+        await self._inputs.forget(row.id, row.input)
         return error.code
 
     async def _draw(self, row: Generation, lease: Lease) -> Kept:
@@ -153,11 +163,18 @@ class Forwarder:
         return answer
 
     async def _submit(self, row: Generation, lease: Lease) -> JobAnswer:
+        """Pictures of the request are in memory only while it leaves, and those of few requests at once."""
         await self._breaker.admit()
+        if not inline_fields(row.input):
+            return await self._send(row, lease, row.input, wait_s=WAIT_S)
+        async with self._long:
+            return await self._send(row, lease, await self._inputs.whole(row), wait_s=LONG_WAIT_S)
+
+    async def _send(self, row: Generation, lease: Lease, fields: dict[str, Any], *, wait_s: float) -> JobAnswer:
+        job = JobRequest(input=JobInput(**{**fields, **_time_for(row), "request_id": row.id}), policy=self._policy())
         await self._ledger.mark_submitted(lease)
-        job = JobRequest(input=JobInput(**{**row.input, "request_id": row.id}), policy=self._policy())
         if self._backend.kind is BackendKind.SELFHOSTED:
-            return await self._submit_surely(row, job)
+            return await self._submit_surely(row, job, wait_s)
         answer = await self._submit_once(row, job)
         row.backend_job_id = answer.id
         await self._ledger.keep_backend_job(lease, answer.id)
@@ -173,12 +190,12 @@ class Forwarder:
             self._breaker.failed()
             raise SubmissionUnknownError from problem
 
-    async def _submit_surely(self, row: Generation, job: JobRequest) -> JobAnswer:
+    async def _submit_surely(self, row: Generation, job: JobRequest, wait_s: float) -> JobAnswer:
         """Our own server joins a repeat to the running job, so a lost answer is asked for again."""
         lost = False
         for pause in (*SUBMIT_PAUSES_S, None):
             try:
-                answer = await self._backend.runsync(job, wait_s=WAIT_S, correlation=row.request_id)
+                answer = await self._backend.runsync(job, wait_s=wait_s, correlation=row.request_id)
                 if answer.id != row.id:
                     raise BackendAnswerError("The backend did not take the gateway's job id for its own.")
             except (NotSentError, AnswerLostError, BackendFullError) as problem:
@@ -248,6 +265,21 @@ class Forwarder:
         """The backend ends the job by itself, should this process not live to cancel it."""
         milliseconds = int(self._timeout_s * 1000)
         return Policy(executionTimeout=max(milliseconds, 5_000), ttl=max(2 * milliseconds, 60_000))
+
+
+def _time_for(row: Generation) -> dict[str, Any]:
+    """What is left of the request's `deadline_s`, where a row was taken over and has waited before.
+
+    Raises:
+        DeadlineMissedError: nothing.
+
+    """
+    if (asked := row.input.get("deadline_s")) is None or row.fence == 1:
+        return {}
+    left = float(asked) - (utc_now() - row.created_at).total_seconds()
+    if left <= 0:
+        raise DeadlineMissedError
+    return {"deadline_s": left}
 
 
 async def _insist(write: Callable[[], Awaitable[None]]) -> None:

@@ -8,14 +8,16 @@ looks: hosts must agree within a few seconds, and one that does not only takes o
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
-from gateway.errors import GenerationError, IdempotencyConflictError, to_row
+from gateway.errors import IdempotencyConflictError
+from gateway.failures import GenerationError, to_row
 from gateway.ids import new_id
 from models.db import utc_now
 from models.errors import FieldProblem
@@ -49,6 +51,7 @@ class Lease:
 class NewGeneration:
     """A validated request about to be saved. `input` is complete: its seed is chosen."""
 
+    id: str = field(default_factory=partial(new_id, "gen"), kw_only=True)
     owner_id: str
     key_id: str
     idempotency_key: str | None
@@ -91,17 +94,32 @@ class Ledger:
             IdempotencyConflictError: the key was used with another request.
 
         """
-        if (known := await self._known(new)) is not None:
+        if (known := await self.known(new)) is not None:
             return known, False
         row = self._fresh_row(new)
         try:
             async with self._db.write() as session:
                 session.add(row)
         except IntegrityError:  # another retry with the same key was first
-            if (known := await self._known(new)) is None:
+            if (known := await self.known(new)) is None:
                 raise
             return known, False
         return row, True
+
+    async def known(self, new: NewGeneration) -> Generation | None:
+        """The row that a request's Idempotency-Key began; errors as `open`."""
+        if new.idempotency_key is None:
+            return None
+        query = select(Generation).where(
+            Generation.owner_id == new.owner_id, Generation.idempotency_key == new.idempotency_key
+        )
+        async with self._db.read() as session:
+            row = await session.scalar(query)
+        if row is not None and row.request_hash != new.request_hash:
+            raise IdempotencyConflictError(
+                details=[FieldProblem("Idempotency-Key", "was used before with another request body")]
+            )
+        return row
 
     async def mark_submitted(self, lease: Lease) -> None:
         """Say that a backend may have the job from now on. To be saved before the request leaves."""
@@ -180,7 +198,7 @@ class Ledger:
 
     def _fresh_row(self, new: NewGeneration) -> Generation:
         return Generation(
-            id=new_id("gen"),
+            id=new.id,
             owner_id=new.owner_id,
             key_id=new.key_id,
             idempotency_key=new.idempotency_key,
@@ -195,20 +213,6 @@ class Ledger:
             fence=1,
             created_at=self._clock(),
         )
-
-    async def _known(self, new: NewGeneration) -> Generation | None:
-        if new.idempotency_key is None:
-            return None
-        query = select(Generation).where(
-            Generation.owner_id == new.owner_id, Generation.idempotency_key == new.idempotency_key
-        )
-        async with self._db.read() as session:
-            row = await session.scalar(query)
-        if row is not None and row.request_hash != new.request_hash:
-            raise IdempotencyConflictError(
-                details=[FieldProblem("Idempotency-Key", "was used before with another request body")]
-            )
-        return row
 
     async def _seize(self, row: Generation, now: datetime) -> bool:
         taken = (

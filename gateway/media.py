@@ -1,4 +1,4 @@
-"""`/media/generated/<name>.png` and `/media/outputs/<name>.<suffix>`: stored pictures under capability names."""
+"""`/media/generated/<name>.<suffix>` and `/media/outputs/<name>.<suffix>`: stored pictures under capability names."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from sqlalchemy import and_, select
 
 from gateway.archives import archive_name
 from gateway.auth import find_caller
+from gateway.filekinds import BY_SUFFIX, kind_of_key
 from gateway.ids import PICTURE_NAME
 from gateway.requestlog import record_of
 from gateway.schemas import ERRORS
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from gateway.keys import Caller
 
 OUTPUT_NAME = re.compile(r"[0-9a-f]{64}")
-OUTPUT_TYPES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
+OUTPUT_TYPES = {suffix: kind.media_type for suffix, kind in BY_SUFFIX.items()}
+PICTURE_CONTENT: dict[str, dict[str, object]] = {media_type: {} for media_type in OUTPUT_TYPES.values()}
 
 router = APIRouter(redirect_slashes=False)
 
@@ -30,7 +32,7 @@ router = APIRouter(redirect_slashes=False)
 @router.head("/media/generated/{file}", include_in_schema=False)
 @router.get(
     "/media/generated/{file}",
-    responses={200: {"content": {"image/png": {}}, "description": "The picture."}, **ERRORS},
+    responses={200: {"content": PICTURE_CONTENT, "description": "The picture."}, **ERRORS},
     response_class=Response,
     summary="A stored picture",
 )
@@ -42,7 +44,7 @@ async def get_picture(request: Request, file: str) -> Response:
         key=picture.object_key,
         etag=f'"{picture.sha256[:32]}"',
         modified=picture.created_at,
-        media_type="image/png",
+        media_type=kind_of_key(picture.object_key).media_type,
         size=picture.bytes,
         extra=(("Vary", "Authorization"),) if services.settings.media_auth == "owner" else (),
     )
@@ -120,11 +122,13 @@ async def _find(request: Request, file: str) -> Picture:
     services = services_of(request)
     caller = await _seer(request)
     name, _, suffix = file.partition(".")
-    if suffix != "png" or not PICTURE_NAME.fullmatch(name):
+    if suffix not in BY_SUFFIX or not PICTURE_NAME.fullmatch(name):
         raise NotFoundError
     async with services.db.read() as session:
         picture = await session.scalar(select(Picture).where(Picture.name == name))
-    if picture is None or (caller is not None and picture.owner_id != caller.owner_id):
+    if picture is None or not picture.object_key.endswith(f".{suffix}"):
+        raise NotFoundError
+    if caller is not None and picture.owner_id != caller.owner_id:
         raise NotFoundError
     record_of(request.scope).generation_id = picture.generation_id
     return picture

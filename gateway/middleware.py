@@ -31,6 +31,8 @@ QUIET_PATHS = ("/healthz", "/readyz", "/metrics")
 """Asked every second by machines; they say nothing about a caller, so no row is kept of them."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WEBSOCKET"})
 CLIENT_GONE = 499
+JSON = "application/json"
+"""What a body without a content type is read as."""
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?")
 
 log = get_logger(__name__)
@@ -141,11 +143,21 @@ class HostMiddleware:
 
 @dataclass(frozen=True, slots=True)
 class UploadLimit:
-    """Addresses whose `multipart/form-data` may be longer than other bodies."""
+    """Addresses whose bodies of a kind may be longer than others. `why` is told with the limit."""
 
     methods: frozenset[str]
     path: re.Pattern[str]
     max_bytes: int
+    kind: str = "multipart/form-data"
+    why: str = ""
+
+    def fits(self, scope: Scope, kind: str) -> bool:
+        """Whether it is the limit of a request, whose body is of a kind."""
+        return (
+            kind.startswith(self.kind)
+            and scope["method"] in self.methods
+            and bool(self.path.fullmatch(scope["path"]))
+        )
 
 
 class BodyLimitMiddleware:
@@ -161,10 +173,10 @@ class BodyLimitMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        limit = self._limit(scope)
+        limit, why = self._limit(scope)
         declared = Headers(scope=scope).get("content-length", "0")
         if declared.isdigit() and int(declared[:20]) > limit:
-            await answer_error(scope, _too_large(limit))(scope, receive, send)
+            await answer_error(scope, _too_large(limit, why))(scope, receive, send)
             return
         read = 0
 
@@ -173,18 +185,17 @@ class BodyLimitMiddleware:
             message = await receive()
             read += len(message.get("body", b""))
             if read > limit:
-                raise _too_large(limit)
+                raise _too_large(limit, why)
             return message
 
         await self.app(scope, receive_counted, send)
 
-    def _limit(self, scope: Scope) -> int:
-        if Headers(scope=scope).get("content-type", "").lower().startswith("multipart/form-data"):
-            for upload in self._uploads:
-                if scope["method"] in upload.methods and upload.path.fullmatch(scope["path"]):
-                    return upload.max_bytes
-        return self._max_bytes
+    def _limit(self, scope: Scope) -> tuple[int, str]:
+        kind = Headers(scope=scope).get("content-type", JSON).strip().lower()
+        upload = next((upload for upload in self._uploads if upload.fits(scope, kind)), None)
+        return (self._max_bytes, "") if upload is None else (upload.max_bytes, upload.why)
 
 
-def _too_large(limit: int) -> TooLargeError:
-    return TooLargeError(details=[FieldProblem("body", f"is longer than {limit} bytes")])
+def _too_large(limit: int, why: str) -> TooLargeError:
+    reason = f"is longer than {limit} bytes" + (f": {why}" if why else "")
+    return TooLargeError(f"The request body {reason}.", details=[FieldProblem("body", reason)])

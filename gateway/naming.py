@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import or_, select
 
 from models.leases import about_to_name
-from models.tables import Asset, Frame, Output, Picture, Run, RunItem, Source
+from models.tables import Asset, Frame, Generation, GenerationState, Output, Picture, Run, RunItem, Source
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from models.store import ObjectStore
 
-FOLDERS = ("objects", "feeds", "runs", "outputs", "sources")
-"""Of the store: pictures and fonts by content, uploaded feeds, feeds of runs, framed pictures, products' pictures."""
+FOLDERS = ("objects", "feeds", "runs", "outputs", "sources", "inputs")
+"""Of the store: pictures and fonts by content, uploaded feeds, feeds of runs, framed pictures, products' pictures,
+and pictures that generations were asked to start from."""
 
 
 async def named(session: AsyncSession, keys: Collection[str]) -> set[str]:
@@ -38,13 +39,10 @@ async def _of_folder(session: AsyncSession, folder: str, keys: list[str]) -> set
         return await _in(session, keys, Output.object_key, Output.deleted_at.is_(None))
     if folder == "sources":
         return await _in(session, keys, Source.object_key) | await _in(session, keys, RunItem.source_key)
-    if folder == "runs":
-        return await _of_runs(session, keys)
     if folder == "feeds":
         return await _in(session, keys, Frame.feed_key) | await _in(session, keys, Run.feed_key)
-    if folder == "objects":
-        return await _contents(session, keys)
-    return set(keys)
+    judges = {"runs": _of_runs, "inputs": _of_generations, "objects": _contents}
+    return await judges[folder](session, keys) if folder in judges else set(keys)
 
 
 async def _in(session: AsyncSession, keys: list[str], column: InstrumentedAttribute[Any], *where: Any) -> set[str]:
@@ -59,6 +57,15 @@ async def _of_runs(session: AsyncSession, keys: list[str]) -> set[str]:
     for feed, *published in await session.execute(select(*columns).where(Run.id.in_(ids))):
         found |= {str(feed), *map(str, published), *(f"{key}.gz" for key in published)}
     return found & set(keys)
+
+
+async def _of_generations(session: AsyncSession, keys: list[str]) -> set[str]:
+    """What a generation was asked to start from, unless it ended without a picture."""
+    ids = {key.split("/")[1] for key in keys}
+    failed = GenerationState.FAILED.value
+    query = select(Generation.id).where(Generation.id.in_(ids), Generation.state != failed)
+    there = set(await session.scalars(query))
+    return {key for key in keys if key.split("/")[1] in there}
 
 
 async def _contents(session: AsyncSession, keys: list[str]) -> set[str]:

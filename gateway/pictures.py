@@ -7,34 +7,36 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gateway.errors import BackendAnswerError, PictureStoreError
+from gateway.failures import BackendAnswerError, PictureStoreError
+from gateway.filekinds import NotPictureError, measure
 from gateway.ids import new_id, new_picture_name
 from gateway.naming import still_there
-from gateway.png import NotPngError, png_size
 from models.db import utc_now
 from models.fetch import FetchError
 from models.logs import get_logger
 from models.store import StoreError, content_key
 from models.tables import Picture
-from models.wire import SEED_COUNT
+from models.wire import SEED_COUNT, OutputFormat
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
+    from gateway.filekinds import FileKind
     from models.fetch import SafeFetcher
     from models.store import ObjectStore
     from models.tables import Generation
 
-DATA_URI = "data:image/png;base64,"
-MEDIA_TYPE = "image/png"
+DATA_URI = re.compile(r"data:image/(?:png|jpeg|webp);base64,")
 STORE_PAUSES_S = (0.2, 1.0)
-KEPT_DOCUMENT_CHARS = 64 * 1024
+KEPT_DOCUMENT_CHARS = 128 * 1024
+"""A receipt's three prompts may have 20,000 characters each, and there is the rest."""
 
 log = get_logger(__name__)
 
@@ -51,9 +53,11 @@ class BackendOutput(BaseModel):
     seeds: list[Seed] | None = None
     width: int | None = None
     height: int | None = None
+    output_format: OutputFormat | None = None
     demonstration: bool = False
     ignored: list[str] = []
     notes: list[str] = []
+    flagged: list[Annotated[int, Field(ge=0, lt=16)]] = Field([], max_length=16)
     receipt: dict[str, Any] | None = None
     timings: dict[str, float] = {}
 
@@ -63,6 +67,7 @@ class Drawn:
     """One checked picture. Sizes in pixels."""
 
     data: bytes
+    kind: FileKind
     sha256: str
     width: int
     height: int
@@ -108,7 +113,7 @@ class PictureKeeper:
 
         """
         for picture, drawn in zip(kept.pictures, kept.drawn, strict=True):
-            again = partial(self._store.put, picture.object_key, drawn.data, media_type=MEDIA_TYPE)
+            again = partial(self._store.put, picture.object_key, drawn.data, media_type=drawn.kind.media_type)
             try:
                 await still_there(session, self._store, picture.object_key, again)
             except StoreError as problem:
@@ -117,23 +122,26 @@ class PictureKeeper:
     async def _check(self, row: Generation, told: BackendOutput, link: str, seed: int) -> Drawn:
         data = await self._bytes(link)
         try:
-            width, height = await asyncio.to_thread(png_size, data)
-        except NotPngError as problem:
-            raise _bad(f"a picture is not a whole PNG: {problem}") from None
-        wanted = {"width": row.input.get("width") or told.width, "height": row.input.get("height") or told.height}
-        if (wanted["width"] or width, wanted["height"] or height) != (width, height):
-            raise _bad(f"a picture is {width}x{height}, not {wanted['width']}x{wanted['height']}")
+            kind, width, height = await asyncio.to_thread(measure, data)
+        except NotPictureError as problem:
+            raise _bad(f"a picture is not whole: {problem}") from None
+        wanted = {row.input.get("output_format", "png"), told.output_format or kind.name}
+        if wanted != {kind.name}:
+            raise _bad(f"a picture is {kind.name}, not {' or '.join(sorted(wanted - {kind.name}))}")
+        for side, found in (("width", width), ("height", height)):
+            if (size := _wrong_side(row, told, side, found)) is not None:
+                raise _bad(f"a picture is {width}x{height}, its {side} not {size}")
         sha256 = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
-        return Drawn(data, sha256, width, height, seed)
+        return Drawn(data, kind, sha256, width, height, seed)
 
     async def _bytes(self, link: str) -> bytes:
-        if link.startswith(DATA_URI):
+        if (head := DATA_URI.match(link)) is not None:
             try:
-                return base64.b64decode(link[len(DATA_URI) :], validate=True)
+                return await asyncio.to_thread(base64.b64decode, link[head.end() :], validate=True)
             except (binascii.Error, ValueError):
                 raise _bad("a picture's base64 is malformed") from None
         if not link.startswith(("https://", "http://")):
-            raise _bad("a picture is neither a PNG data URI nor a link")
+            raise _bad("a picture is neither a data URI nor a link")
         try:
             fetched = await self._fetcher.get(link, max_wire_bytes=self._max_bytes, max_decoded_bytes=self._max_bytes)
         except FetchError as problem:
@@ -143,10 +151,10 @@ class PictureKeeper:
         return fetched.body
 
     async def _put(self, row: Generation, position: int, drawn: Drawn) -> Picture:
-        key = content_key(drawn.sha256, ".png")
+        key = content_key(drawn.sha256, f".{drawn.kind.suffix}")
         for pause in (*STORE_PAUSES_S, None):
             try:
-                await self._store.put(key, drawn.data, media_type=MEDIA_TYPE)
+                await self._store.put(key, drawn.data, media_type=drawn.kind.media_type)
                 break
             except StoreError as problem:
                 log.warning("store_put_failed", reason=problem.message, again=pause is not None)
@@ -180,6 +188,12 @@ def _read_output(row: Generation, output: object) -> BackendOutput:
     return told
 
 
+def _wrong_side(row: Generation, told: BackendOutput, side: str, found: int) -> int | None:
+    """The pixels that a side should have and does not. What a hires pass or an input picture made is as told."""
+    asked = None if row.input.get("hires") is not None else row.input.get(side)
+    return next((size for size in (asked, getattr(told, side)) if size not in (None, found)), None)
+
+
 def _seeds(row: Generation, told: BackendOutput) -> list[int]:
     if told.seeds is not None and len(told.seeds) == len(told.images):
         return told.seeds
@@ -192,13 +206,15 @@ def _kept(told: BackendOutput, seeds: list[int], drawn: list[Drawn]) -> dict[str
         "seeds": seeds,
         "width": drawn[0].width,
         "height": drawn[0].height,
+        "output_format": drawn[0].kind.name,
         "demonstration": told.demonstration,
         "ignored": told.ignored,
         "notes": told.notes,
+        "flagged": told.flagged,
         "receipt": told.receipt,
         "timings": told.timings,
     }
-    if len(json.dumps(kept)) > KEPT_DOCUMENT_CHARS:
+    if len(json.dumps(kept, ensure_ascii=False)) > KEPT_DOCUMENT_CHARS:
         raise _bad("the output's receipt is too long")
     return kept
 

@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse, Response
 
 from gateway.metrics import CONTENT_TYPE_LATEST
 from gateway.services import services_of
-from gateway.version import VERSION
+from models.version import VERSION
 
 router = APIRouter(redirect_slashes=False)
 

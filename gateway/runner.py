@@ -40,6 +40,10 @@ class Runner:
         """How many rows this process carries now."""
         return len(self._carrying)
 
+    def carries(self, generation_id: str) -> bool:
+        """Whether this process carries a row now."""
+        return generation_id in self._carrying
+
     def carry(self, row: Generation) -> None:
         """Carry a row that is leased to this process, in a task of its own."""
         task = asyncio.create_task(self._forwarder.carry(row), name=row.id)

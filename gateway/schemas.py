@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from models.wire import JobInput
+from models.wire import JobInput, OutputFormat, Receipt, VerifyOutput, VerifyRequest, names_of
 
 
 class FieldProblemBody(BaseModel):
@@ -40,10 +40,12 @@ class ImageBody(BaseModel):
     """One stored picture."""
 
     url: str
+    media_type: str
     seed: int | None
     width: int
     height: int
     bytes: int
+    flagged: bool
 
 
 class GeneratedAnswer(BaseModel):
@@ -57,11 +59,13 @@ class GeneratedAnswer(BaseModel):
     seeds: list[int]
     width: int
     height: int
+    output_format: OutputFormat
     checkpoint: str | None
     demonstration: bool
     ignored: list[str]
     notes: list[str]
-    receipt: dict[str, Any] | None
+    flagged: list[int]
+    receipt: Receipt | dict[str, Any] | None
     timings: dict[str, float | None]
     created_at: str
 
@@ -85,6 +89,19 @@ class GenerationList(BaseModel):
     next_before: str | None
 
 
+class AcceptedAnswer(GenerationAnswer):
+    """A generation that goes on, and where to follow it."""
+
+    url: str
+    events_url: str
+
+
+class VerifiedAnswer(VerifyOutput):
+    """How pictures that were drawn again compare."""
+
+    status: Literal["success"]
+
+
 _REASONS = {
     400: "Not well formed: no JSON, wrong content type, unknown Host.",
     401: "No valid key.",
@@ -102,6 +119,42 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorEnvelope, "description": reason} for status, reason in _REASONS.items()
 }
 
+ACCEPTED: dict[int | str, dict[str, Any]] = {
+    202: {"model": AcceptedAnswer, "description": "With `Prefer: respond-async`: the job goes on."}
+}
+
+
+def _inlined(model: type[BaseModel]) -> dict[str, Any]:
+    """A model's schema with its parts in their places: references would look for them in the whole document."""
+    schema = model.model_json_schema()
+    parts = schema.pop("$defs", {})
+
+    def put(value: Any) -> Any:
+        if isinstance(value, dict):
+            if "$ref" in value:
+                return {
+                    **put(parts[value["$ref"].rpartition("/")[2]]),
+                    **{k: v for k, v in value.items() if k != "$ref"},
+                }
+            return {name: put(item) for name, item in value.items()}
+        return [put(item) for item in value] if isinstance(value, list) else value
+
+    inlined: dict[str, Any] = put(schema)
+    return inlined
+
+
+def _with_aliases(schema: dict[str, Any]) -> dict[str, Any]:
+    """The input's schema with every name under which a field may be sent."""
+    properties = {}
+    for field in JobInput.model_fields:
+        described = schema["properties"][field]
+        first, *others = names_of(field)
+        properties[first] = described
+        note = {"description": f"Another name of `{first}`; send one of them."}
+        properties |= {other: {**described, **note} for other in others}
+    return {**schema, "properties": properties}
+
+
 IDEMPOTENT: dict[str, Any] = {
     "parameters": [
         {
@@ -118,10 +171,39 @@ GENERATE_BODY: dict[str, Any] = {
         "required": True,
         "content": {
             "application/json": {
-                "schema": JobInput.model_json_schema(),
+                "schema": _with_aliases(_inlined(JobInput)),
                 "example": {"prompt": "A futuristic cityscape at sunset"},
             }
         },
     },
-    **IDEMPOTENT,
+    "parameters": [
+        *IDEMPOTENT["parameters"],
+        {
+            "name": "Prefer",
+            "in": "header",
+            "required": False,
+            "description": "`respond-async`: do not wait for the pictures; 202 with the job's address.",
+            "schema": {"type": "string"},
+        },
+    ],
+}
+VERIFY_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "anyOf": [
+                        {
+                            "type": "object",
+                            "properties": {"generation": {"type": "string", "description": "One of your own."}},
+                            "required": ["generation"],
+                        },
+                        _inlined(VerifyRequest),
+                    ]
+                },
+                "example": {"generation": "gen_01m7zks44j5d4efhdnpzf1m5zt"},
+            }
+        },
+    },
 }

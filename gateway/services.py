@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from starlette.requests import HTTPConnection
 
     from gateway.backend import Backend
+    from gateway.bodies import BodyRoom
     from gateway.breaker import Breaker
     from gateway.composer import Composer
+    from gateway.generationhub import GenerationHub
     from gateway.health import Health
     from gateway.housekeeping import Housekeeper
+    from gateway.inputs import InputKeeper
     from gateway.keys import Keys
     from gateway.ledger import Ledger
     from gateway.metrics import Metrics
@@ -136,6 +139,8 @@ class Services:
     backend: Backend
     breaker: Breaker
     admission: Admission
+    bodies: BodyRoom
+    inputs: InputKeeper
     zips: OwnerLimit
     uploads: OwnerLimit
     lifecycle: Lifecycle
@@ -148,6 +153,7 @@ class Services:
     housekeeper: Housekeeper
     previewer: Previewer
     hub: ProgressHub
+    generations: GenerationHub
     tickets: Tickets
 
 

@@ -75,6 +75,13 @@ class GatewaySettings(ServiceSettings):
         64, ge=1, le=10_000, description="Callers that may wait for pictures at once; more get 503 with Retry-After."
     )
     max_body_bytes: int = Field(1024 * 1024, ge=1024, description="Longest request body, in bytes; longer gets 413.")
+    max_generate_bytes: int = Field(
+        9_900_000,
+        ge=1024,
+        le=19_000_000,
+        description="Longest request for a picture, in bytes, the pictures in it included. RunPod takes 10 MB with "
+        "what the gateway adds, our own server 20 MB.",
+    )
     preview_processes: int = Field(2, ge=1, le=64, description="Previews of a frame that are drawn at once.")
     max_zips: int = Field(
         4, ge=1, le=1000, description="Archives that one owner may download at once; more get 429 with Retry-After."

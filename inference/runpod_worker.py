@@ -28,6 +28,7 @@ from inference.handler import PictureHandler
 from inference.hooks import load_hooks
 from inference.pictures import PictureEncoder
 from inference.preparing import Preparer
+from inference.runpod_fitness import engine_draws
 from inference.runpod_progress import ProgressReporter, SdkPlatform
 from inference.settings import InferenceSettings, check_settings
 from inference.sources import PictureSources, decoding_threads
@@ -217,6 +218,7 @@ def main(opener: Callable[[InferenceSettings], Engine] = open_engine) -> int:
         engine.close()
         return EXIT_SETTINGS
     log.info("ready", checkpoint=engine.info.checkpoint, device=engine.info.device)
+    runpod.serverless.register_fitness_check(engine_draws(engine, settings))
     runpod.serverless.start({"handler": worker.handle, "concurrency_modifier": worker.concurrency})
     healthy = engine.stats().healthy
     engine.close()

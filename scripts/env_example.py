@@ -13,6 +13,7 @@ from compositor.settings import CompositorSettings
 from gateway.settings import GatewaySettings
 from inference.settings import InferenceSettings
 from models.settings import CommonSettings
+from scripts.calling.access import CallerSettings
 from scripts.supervise.settings import SupervisorSettings
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ GROUPS: tuple[tuple[str, type[BaseSettings]], ...] = (
     ("compositor", CompositorSettings),
     ("inference", InferenceSettings),
     ("scripts/up", SupervisorSettings),
+    ("scripts/generate, scripts/smoke", CallerSettings),
 )
 HEADER = """\
 # Settings of IGen. Copy to `.env`, which scripts/up reads; a variable of the environment wins over it.

@@ -4,7 +4,7 @@
 `upload` (a caller's bucket, contacted only through the safe fetch).
 """
 
-from models.store.base import ObjectInfo, ObjectStore
+from models.store.base import NewObject, ObjectInfo, ObjectStore
 from models.store.errors import InvalidKeyError, ObjectMissingError, StoreError
 from models.store.keys import check_key, content_key
 from models.store.local import LocalObjects
@@ -15,6 +15,7 @@ from models.store.upload import PresignTarget, presign, upload_presigned
 __all__ = [
     "InvalidKeyError",
     "LocalObjects",
+    "NewObject",
     "ObjectInfo",
     "ObjectMissingError",
     "ObjectStore",

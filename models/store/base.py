@@ -6,18 +6,18 @@ import asyncio
 import secrets
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from models.store.errors import ObjectMissingError, StoreError
 from models.store.keys import check_key
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection
+    from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
     from datetime import datetime
     from pathlib import Path
 
 PIECE_BYTES = 8 * 2**20
-LOOKS_AT_ONCE = 16
+AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,15 @@ class ObjectInfo:
     size: int
     etag: str
     last_modified: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NewObject:
+    """A file that is to be an object."""
+
+    key: str
+    path: Path
+    media_type: str
 
 
 class ObjectStore(ABC):
@@ -98,6 +107,16 @@ class ObjectStore(ABC):
         """As `put_file`, of a file that nobody writes to again: a store on the same disk need not copy it."""
         await self.put_file(key, path, media_type=media_type)
 
+    async def adopt_files(self, files: Sequence[NewObject]) -> None:
+        """As `adopt_file` for each; a store may do them in one go. After an error some may be there."""
+        waiting = iter(files)
+
+        async def adopt() -> None:
+            for file in waiting:
+                await self.adopt_file(file.key, file.path, media_type=file.media_type)
+
+        await _some_at_once(adopt, len(files))
+
     async def borrow_file(self, key: str, path: Path) -> None:
         """As `get_file`, for reading alone: `path`, which must not be there yet, may share the object's bytes.
 
@@ -119,12 +138,7 @@ class ObjectStore(ABC):
                 except ObjectMissingError:
                     continue
 
-        try:
-            async with asyncio.TaskGroup() as together:
-                for _ in range(min(LOOKS_AT_ONCE, len(keys))):
-                    together.create_task(look())
-        except* StoreError as problems:
-            raise problems.exceptions[0] from None
+        await _some_at_once(look, len(keys))
         return found
 
     async def exists(self, key: str) -> bool:
@@ -149,6 +163,24 @@ class ObjectStore(ABC):
                 raise StoreError("The object store gave back other bytes than were written.")
         finally:
             await self.delete(key)
+
+
+async def _some_at_once(take: Callable[[], Coroutine[Any, Any, None]], count: int) -> None:
+    """Have `count` things taken, by as many takers as may be; the first error that one has is raised."""
+    try:
+        async with asyncio.TaskGroup() as together:
+            for _ in range(min(AT_ONCE, count)):
+                together.create_task(take())
+    except* (StoreError, OSError) as problems:
+        raise first_of(problems) from None
+
+
+def first_of(group: BaseExceptionGroup[Exception]) -> Exception:
+    """The first error in a group that is none itself."""
+    first: Exception | BaseExceptionGroup[Exception] = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first
 
 
 def _append(path: Path, data: bytes) -> None:

@@ -27,6 +27,7 @@ from tests.fakes_composer import FakeComposer
 from tests.support.compositor_rig import RedisProcess
 from tests.support.database import database, migrated_sqlite, plain_logs  # noqa: F401 - fixtures
 from tests.support.fake_backend import FakeBackend, png
+from tests.support.inference_rig import KEY, Rig, open_rig
 from tests.support.postgres import database_url  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
@@ -106,9 +107,9 @@ class RunningGateway:
         headers = {**options.pop("headers", {})}
         if idempotency_key is not None:
             headers["Idempotency-Key"] = idempotency_key
-        return await self.request(
-            "POST", "/api/generate/", json=PROMPT if body is None else body, headers=headers, **options
-        )
+        headers["Content-Type"] = "application/json"
+        data = io.BytesIO(json.dumps(PROMPT if body is None else body).encode())  # aiohttp warns of long bodies
+        return await self.request("POST", "/api/generate/", data=data, headers=headers, **options)
 
     async def frame(self, name: str = "Autumn", *, key: str = "", **fields: Any) -> dict[str, Any]:
         """A new frame, by default with a picture of 200 by 100 pixels."""
@@ -235,6 +236,19 @@ async def start_gateway(database: str, key: str, backend: FakeBackend, tmp_path:
 @pytest.fixture
 async def gateway(start_gateway: StartGateway) -> RunningGateway:
     return await start_gateway()
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    """A real inference server with a fake engine."""
+    async with open_rig(tmp_path / "inference") as made:
+        yield made
+
+
+@pytest.fixture
+async def drawing(start_gateway: StartGateway, rig: Rig) -> RunningGateway:
+    """A gateway in front of it."""
+    return await start_gateway(backend_url=rig.queue, backend_key=KEY)
 
 
 @pytest.fixture

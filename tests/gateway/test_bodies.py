@@ -6,10 +6,10 @@ import io
 import json
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    import pytest
+import pytest
 
-    from tests.gateway.conftest import RunningGateway
+if TYPE_CHECKING:
+    from tests.gateway.conftest import RunningGateway, StartGateway
     from tests.support.fake_backend import FakeBackend
 
 PROMPT = {"prompt": "A futuristic cityscape at sunset"}
@@ -139,19 +139,27 @@ async def test_the_router_speaks_the_envelope_too(gateway: RunningGateway) -> No
             assert reply.headers["Allow"]
 
 
-async def test_a_body_over_the_limit_is_413_declared_or_not(gateway: RunningGateway) -> None:
-    big = json.dumps({"prompt": "x" * (gateway.settings.max_body_bytes + 1)}).encode()
+@pytest.mark.parametrize(
+    ("path", "limit", "why"),
+    [("/api/generate/", "max_generate_bytes", "by its address"), ("/api/frames", "max_body_bytes", "bytes")],
+)
+async def test_a_body_over_the_limit_is_413_declared_or_not(
+    start_gateway: StartGateway, path: str, limit: str, why: str
+) -> None:
+    gateway = await start_gateway(max_generate_bytes=300_000, max_body_bytes=200_000)
+    big = json.dumps({"prompt": "x" * getattr(gateway.settings, limit)}).encode()
 
     async def chunks() -> Any:
         for start in range(0, len(big), 65536):
             yield big[start : start + 65536]
 
     for data in (io.BytesIO(big), chunks()):
-        reply = await gateway.request(
-            "POST", "/api/generate/", data=data, headers={"Content-Type": "application/json"}
-        )
+        reply = await gateway.request("POST", path, data=data, headers={"Content-Type": "application/json"})
         assert (reply.status, reply.code) == (413, "too_large")
-        assert reply.json["error"]["details"][0]["field"] == "body"
+        (detail,) = reply.json["error"]["details"]
+        assert detail["field"] == "body"
+        assert str(getattr(gateway.settings, limit)) in detail["reason"]
+        assert detail["reason"].endswith(why)
         assert reply.headers["Connection"] == "close"
 
 

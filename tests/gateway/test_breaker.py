@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from gateway.breaker import FAILURES_TO_OPEN, PAUSE_S, Breaker
-from gateway.errors import BackendUnavailableError
+from gateway.failures import BackendUnavailableError
 
 
 class Bench:

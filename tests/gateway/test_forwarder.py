@@ -223,7 +223,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a file": lambda output: {**output, "images": ["file:///etc/passwd"]},
     "a private link": lambda output: {**output, "images": ["http://127.0.0.1:9/x.png"]},
     "the metadata service": lambda output: {**output, "images": ["http://169.254.169.254/latest"]},
-    "a huge receipt": lambda output: {**output, "receipt": {"x": "y" * 70_000}},
+    "a huge receipt": lambda output: {**output, "receipt": {"x": "y" * 140_000}},
 }
 
 

@@ -27,7 +27,15 @@ async def test_a_prompt_becomes_a_stored_picture(gateway: RunningGateway, backen
     assert answer["image_url"].startswith("http://pictures.example/media/generated/")
     assert answer["image_url"].endswith(".png")
     assert answer["images"] == [
-        {"url": answer["image_url"], "seed": 7, "width": 128, "height": 72, "bytes": len(png(128, 72, 7))}
+        {
+            "url": answer["image_url"],
+            "media_type": "image/png",
+            "seed": 7,
+            "width": 128,
+            "height": 72,
+            "bytes": len(png(128, 72, 7)),
+            "flagged": False,
+        }
     ]
     assert (answer["seed"], answer["seeds"], answer["width"], answer["height"]) == (7, [7], 128, 72)
     assert (answer["checkpoint"], answer["demonstration"], answer["ignored"]) == ("fake", True, [])

@@ -6,13 +6,11 @@ import os
 import socket
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 
 from gateway.keys import KEY
-from gateway.version import VERSION
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,7 +113,3 @@ def test_a_database_that_cannot_be_written_is_one_clear_line(gateway: Command, t
     done = gateway("migrate", IGEN_DATABASE_URL=f"sqlite:///{tmp_path}/file/igen.db")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-
-
-def test_the_version_is_the_projects() -> None:
-    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == VERSION

@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 from sqlalchemy import update
 
-from gateway.errors import GenerationError
+from gateway.failures import GenerationError
 from gateway.ledger import Lease, LeaseLostError, Ledger, NewGeneration
 from models.db import Database, DatabaseError, utc_now
 from models.tables import Generation

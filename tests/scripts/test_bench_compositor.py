@@ -13,6 +13,7 @@ from compositor.compose.client import ComposeClient, ComposeProcess
 from scripts.bench_compositor import NAIVE, OURS, Bench, psnr
 from scripts.compositing import products, whole_run
 from scripts.compositing.bare import Cost
+from scripts.compositing.rig import opened
 from scripts.compositing.sheet import GAP, SCENES, TILE, draw_sheet
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ async def test_every_contender_composes_the_same(tmp_path: Path, kind: Kind) -> 
 async def test_whole_runs_beside_their_parts() -> None:
     """Real workers and origin; `series` raises unless what should be reused was."""
     count = whole_run.CHANGED + 2
-    async with whole_run.opened(count, None) as bench:
+    async with opened(count, None) as bench:
         await bench.worker()
         found = await whole_run.series(bench, 5)
         alone = await bench.composing(1)

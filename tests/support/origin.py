@@ -24,11 +24,18 @@ class Seen:
 
 
 class Origin:
-    """Answers each path with the bytes or the coroutine that `answers` has for it; closes after each answer."""
+    """Answers each path with the bytes or the coroutine that `answers` has for it; closes after each answer.
 
-    def __init__(self, answers: dict[str, Answer] | None = None, tls: ssl.SSLContext | None = None) -> None:
+    With `keep` connections stay open, as a real shop's do, but for answers in bytes that say `Connection: close`;
+    and `seen` stays empty.
+    """
+
+    def __init__(
+        self, answers: dict[str, Answer] | None = None, tls: ssl.SSLContext | None = None, *, keep: bool = False
+    ) -> None:
         self.answers = answers or {}
         self.seen: list[Seen] = []
+        self.keep = keep
         self._tls = tls
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -60,26 +67,34 @@ class Origin:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            seen = await _read_request(reader)
-            self.seen.append(seen)
-            answer = self.answers.get(
-                seen.path.partition("?")[0], answer_with(b"nothing here", status="404 Not Found")
-            )
-            if isinstance(answer, bytes):
-                head, blank, body = answer.partition(b"\r\n\r\n")
-                writer.write(head + blank + (b"" if seen.method == "HEAD" else body))
-                await writer.drain()
-            else:
-                await answer(seen, writer)
+            while await self._answer(await _read_request(reader), writer):
+                continue
         except (ConnectionError, asyncio.IncompleteReadError):
             pass  # the client hung up, which many of these tests want
         finally:
             writer.close()
 
+    async def _answer(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
+        """Answer once; whether the connection stays."""
+        if not self.keep:
+            self.seen.append(seen)
+        answer = self.answers.get(seen.path.partition("?")[0], answer_with(b"nothing here", status="404 Not Found"))
+        if not isinstance(answer, bytes):
+            await answer(seen, writer)
+            return self.keep
+        head, blank, body = answer.partition(b"\r\n\r\n")
+        writer.write(head + blank + (b"" if seen.method == "HEAD" else body))
+        await writer.drain()
+        return self.keep and b"\r\nConnection: close" not in head
 
-def answer_with(body: bytes, *headers: str, status: str = "200 OK", length: int | None = None) -> bytes:
-    """A whole answer; `length` is the Content-Length to claim."""
-    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body) if length is None else length}", "Connection: close"]
+
+def answer_with(
+    body: bytes, *headers: str, status: str = "200 OK", length: int | None = None, close: bool = True
+) -> bytes:
+    """A whole answer; `length` is the Content-Length to claim, `close` says so."""
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body) if length is None else length}"]
+    if close:
+        lines.append("Connection: close")
     return "\r\n".join([*lines, *headers, "", ""]).encode() + body
 
 

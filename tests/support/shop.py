@@ -39,10 +39,13 @@ class Product:
 
 
 class Shop:
-    """Serves pictures, conditionally, and remembers what was asked. `products` makes the feed."""
+    """Serves pictures, conditionally, and remembers what was asked. `products` makes the feed.
 
-    def __init__(self) -> None:
-        self.origin = Origin()
+    With `keep` its connections stay open, see `Origin`.
+    """
+
+    def __init__(self, *, keep: bool = False) -> None:
+        self.origin = Origin(keep=keep)
         self.products: list[Product] = []
         self.sent: list[str] = []
         self.unchanged: list[str] = []
@@ -102,14 +105,17 @@ class Shop:
     def serve(self, path: str, data: bytes) -> None:
         """Answer `path` with a picture, or with 304 to whoever has it."""
         tag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
+        close = not self.origin.keep
+        whole = answer_with(data, f"ETag: {tag}", close=close)
+        same = answer_with(b"", f"ETag: {tag}", status="304 Not Modified", close=close)
 
         async def answer(seen: Seen, writer: asyncio.StreamWriter) -> None:
             if seen.headers.get("if-none-match") == tag:
                 self.unchanged.append(path)
-                writer.write(answer_with(b"", f"ETag: {tag}", status="304 Not Modified"))
+                writer.write(same)
             else:
                 self.sent.append(path)
-                writer.write(answer_with(data, f"ETag: {tag}"))
+                writer.write(whole)
 
         self.origin.answers[path] = answer
 

@@ -1,0 +1,1 @@
+"""What one core of gateway carries: what `scripts/bench_gateway` measures."""

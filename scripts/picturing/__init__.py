@@ -1,0 +1,1 @@
+"""What scripts/gallery is made of."""
