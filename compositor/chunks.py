@@ -147,9 +147,12 @@ class Chunks:
             await self._guard(session, lease, {})
             await _save_tries(session, lease.run_id, positions, -1)
 
-    async def release(self, lease: ChunkLease) -> None:
-        """Give an unfinished chunk back, so that another worker may take it at once."""
-        free = {"state": "waiting", "lease_owner": None, "lease_expires_at": None}
+    async def release(self, lease: ChunkLease, *, pause_s: float = 0.0) -> None:
+        """Give an unfinished chunk back, so that a worker may take it at once or `pause_s` seconds from now."""
+        free: dict[str, Any] = {"state": "waiting", "lease_owner": None, "lease_expires_at": None}
+        if pause_s:
+            # nobody's, but not to be taken before this lease runs out
+            free = {"lease_owner": None, "lease_expires_at": self._clock() + timedelta(seconds=pause_s)}
         async with self._db.write() as session:
             await session.execute(
                 update(RunChunk)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 MAX_SIDE = 8192
 MAX_LAYERS = 32
@@ -165,11 +165,20 @@ class Badge(Model):
     when: tuple[Condition, ...] = ()
 
 
+def _some(badges: tuple[Badge, ...]) -> tuple[Badge, ...]:
+    """There is at least one. Asked once each is sound: a `min_length` would also count those that are not."""
+    if not badges:
+        raise ValueError("there must be at least one badge")
+    return badges
+
+
 class BadgeLayer(Model):
     """At most one badge in a box: the first whose conditions hold."""
 
     box: Box
-    badges: Annotated[tuple[Badge, ...], Field(min_length=1, max_length=MAX_LAYERS)]
+    badges: Annotated[
+        tuple[Badge, ...], Field(max_length=MAX_LAYERS, json_schema_extra={"minItems": 1}), AfterValidator(_some)
+    ]
     fit: Fit = Fit.CONTAIN
     anchor: Anchor = Anchor.CENTER
     opacity: Opacity = 1

@@ -17,6 +17,7 @@ import uvloop
 from redis.exceptions import RedisError
 from sqlalchemy import func, select
 
+from compositor.chunks import FAILED_TAKING
 from compositor.errors import LeaseLostError, RunFailedError
 from compositor.ingest import ingest as ingest_feed
 from compositor.kit import open_kit
@@ -30,6 +31,7 @@ from compositor.webhook import send_webhook
 from compositor.work import RunWork, work_on_chunk
 from models.db import utc_now
 from models.logs import get_logger
+from models.store import StoreError
 from models.tables import Run, RunChunk, RunState
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ SLICE_S = 10.0
 CHUNKS_AT_ONCE = 2
 """While the last pictures of one chunk are composed, those of the next are fetched."""
 CHUNK_TIMEOUT_S = 600.0
+LONGEST_PAUSE_S = 60
 
 GC_EVERY = 20_000
 """Objects made between two looks for garbage in cycles, of which a job makes next to none in its seconds."""
@@ -169,13 +172,19 @@ async def take_chunk(kit: Kit, work: RunWork, lease: ChunkLease) -> bool:
     except LeaseLostError:
         log.warning("chunk_lost", run_id=lease.run_id, chunk=lease.number, fence=lease.fence)
         return False
-    except Exception:  # the edge of one chunk: whatever it was, somebody shall take the chunk again
+    except Exception as problem:  # the edge of one chunk: whatever it was, somebody shall take the chunk again
         log.exception("chunk_failed", run_id=lease.run_id, chunk=lease.number, attempts=lease.attempts)
-        await kit.chunks.release(lease)
+        away = isinstance(problem, (StoreError, OSError))
+        await kit.chunks.release(lease, pause_s=_outage_pause(lease.attempts) if away else 0.0)
         return False
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     return True
+
+
+def _outage_pause(attempts: int) -> float:
+    """Seconds before a chunk that the store or disk would not take is tried again: 2, 4, 8 ... 60."""
+    return float(min(LONGEST_PAUSE_S, 2 ** (1 + attempts // FAILED_TAKING)))
 
 
 async def _go_on(kit: Kit, run_id: int) -> None:
@@ -185,7 +194,9 @@ async def _go_on(kit: Kit, run_id: int) -> None:
     async with kit.db.read() as session:
         left = int(await session.scalar(waiting) or 0)
         over = not left and await session.scalar(done) is not None
-        run = await session.get_one(Run, run_id)
+        run = await session.get(Run, run_id)
+    if run is None:
+        return  # its frame was deleted meanwhile
     await kit.reporter.report(run.frame_id, run_id, None, force=True)
     if over:
         await publish_run(kit, run_id)

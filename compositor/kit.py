@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from compositor import progress
 from compositor.chunks import Chunks
 from compositor.compose.client import ComposeClient
+from compositor.compose.process import OWN_FOLDER_PREFIX
 from compositor.progress import Reporter
 from compositor.queue import Queues, connect
 from compositor.runlease import RunLeases
@@ -98,9 +99,10 @@ def socket_folder() -> Iterator[Path]:
 
 
 async def sweep_work_folder(folder: Path) -> None:
-    """Remove what killed processes left: their jobs' folders, and those of their workers' sockets."""
+    """Remove what killed processes left: their jobs' folders, and those of their sockets, be they workers or not."""
     await asyncio.to_thread(_sweep, folder, FOLDER_PREFIX)
-    await asyncio.to_thread(_sweep, Path(tempfile.gettempdir()), SOCKETS_PREFIX)
+    for prefix in (SOCKETS_PREFIX, OWN_FOLDER_PREFIX):
+        await asyncio.to_thread(_sweep, Path(tempfile.gettempdir()), prefix)
 
 
 def _sweep(folder: Path, prefix: str) -> None:

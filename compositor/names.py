@@ -56,7 +56,7 @@ class OutputNamer:
         """64 hexadecimal digits, which nobody can work out without the frame's secret."""
         used = {name: fields[name] for name in sorted(self._fields) if fields.get(name)}
         inputs = [self._fixed, source_sha256, used, [size.width, size.height]]
-        return hmac.new(self._secret, _canonical(inputs), hashlib.sha256).hexdigest()
+        return hmac.digest(self._secret, _canonical(inputs), "sha256").hex()
 
 
 def output_key(name: str, suffix: str) -> str:

@@ -13,6 +13,7 @@ from sqlalchemy import select
 from compositor.names import source_key
 from compositor.sources import Known, SourcePicture
 from models.db import utc_now
+from models.store import NewObject
 from models.tables import Source
 
 if TYPE_CHECKING:
@@ -54,9 +55,15 @@ class Picture:
 
 
 class Pictures:
-    """Fetches for one chunk into one folder; `on_learned` is told the row of each picture that is new or changed."""
+    """Fetches for one chunk into one folder.
 
-    def __init__(self, kit: Kit, run: Run, folder: Path, on_learned: Callable[[dict[str, Any]], None]) -> None:
+    `on_learned` is told the row of each picture that is new or changed, and the file that the store is to have before
+    that row is written, unless it has it.
+    """
+
+    def __init__(
+        self, kit: Kit, run: Run, folder: Path, on_learned: Callable[[dict[str, Any], NewObject | None], None]
+    ) -> None:
         self._kit = kit
         self._run = run
         self._folder = folder
@@ -79,11 +86,10 @@ class Pictures:
         return None if row is None else row.sha256
 
     async def get(self, url: str) -> Picture:
-        """The picture at an address, stored. The first caller asks, others wait for what it gets.
+        """The picture at an address. The first caller asks, others wait for what it gets.
 
         Raises:
             SourceError: it cannot be had.
-            StoreError: it cannot be kept.
 
         """
         answer = self._asked.get(url)
@@ -118,10 +124,9 @@ class Pictures:
         known = None if row is None else Known(row.sha256, row.etag, row.last_modified, row.bytes)
         got = await self._kit.sources.fetch(url, known, self._folder)
         key = source_key(self._run.owner_id, got.sha256)
-        if got.path is not None and not got.unchanged:
-            await self._kit.store.adopt_file(key, got.path, media_type="application/octet-stream")
         if known is None or _told(known) != _told(got):
-            self._on_learned(self._row(url, key, got))
+            new = None if got.path is None or got.unchanged else NewObject(key, got.path, "application/octet-stream")
+            self._on_learned(self._row(url, key, got), new)
         return Picture(got.sha256, key, got.path)
 
     def _row(self, url: str, key: str, got: SourcePicture) -> dict[str, Any]:

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import select
 
 from compositor.chunks import FAILED_TAKING, Outcome, Results
-from compositor.compose.errors import ComposeCode, ComposeError
-from compositor.compose.job import ComposeJob
+from compositor.compose.errors import NOT_THE_PRODUCTS, ComposeCode, ComposeError
 from compositor.errors import LeaseLostError
-from compositor.names import output_key
+from compositor.outputs import Item, Outputs, Pictured
 from compositor.pictures import Pictures
 from compositor.runlease import keep_beating
 from compositor.sources import SourceError
-from models.db import DatabaseError, utc_now
+from models.db import DatabaseError
 from models.logs import get_logger
-from models.store import ObjectMissingError
+from models.store.base import first_of
 from models.tables import ItemState, RunItem
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from compositor.chunks import ChunkLease
@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from compositor.kit import Kit
     from compositor.materials import Materials
     from compositor.names import OutputNamer
+    from compositor.outputs import Ready
     from compositor.pictures import Picture
     from compositor.snapshot import Snapshot
+    from models.store import NewObject
     from models.tables import Run
 
 PREPARE_AT_ONCE = 16
@@ -66,27 +68,6 @@ class RunWork:
     sizes: tuple[OutputSize, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A product as its row has it when its chunk is begun; the fields in the order of `ITEM`."""
-
-    position: int
-    product_id: str | None
-    image_url: str | None
-    fields: dict[str, str]
-    attempts: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A product that is to be composed: sizes with the names of their outputs, and rows of those that exist."""
-
-    item: Item
-    picture: Picture
-    todo: tuple[tuple[OutputSize, str], ...]
-    rows: tuple[dict[str, Any], ...]
-
-
 async def work_on_chunk(kit: Kit, work: RunWork, lease: ChunkLease, folder: Path) -> None:
     """Bring every item of a leased chunk to an outcome.
 
@@ -108,14 +89,12 @@ class _ChunkWork:
         self._work = work
         self._lease = lease
         self._results = Results()
+        self._files: list[NewObject] = []
+        """Pictures that the rows of `_results` name, and that are not in the store yet."""
         self._pictures = Pictures(kit, work.run, folder, self._learned)
-        self._suffix = work.snapshot.design.output.suffix
-        self._named: dict[tuple[int, str, str], str] = {}
-        """Names looked for ahead, by position, size and the picture's hash."""
-        self._made: dict[str, int] = {}
-        """Bytes of outputs that are there, by name."""
+        self._outputs = Outputs(kit, work, folder)
         self._making: dict[str, asyncio.Lock] = {}
-        self._prepared: asyncio.Queue[Outcome | Ready] = asyncio.Queue(2 * PREPARE_AT_ONCE)
+        self._prepared: asyncio.Queue[Outcome | Pictured] = asyncio.Queue(2 * PREPARE_AT_ONCE)
         self._tried: set[int] = set()
         """Positions with a committed try of which no outcome is saved, and of which nobody has died."""
 
@@ -137,11 +116,13 @@ class _ChunkWork:
                 together.create_task(self._prepare_all(items))
                 together.create_task(self._compose_all(len(items)))
         except* Exception as group:  # noqa: BLE001 - the first cause is raised again as itself
-            raise _first(group) from None
+            raise first_of(group) from None
         await self._save(done=True)
 
-    def _learned(self, source: dict[str, Any]) -> None:
+    def _learned(self, source: dict[str, Any], file: NewObject | None) -> None:
         self._results.sources.append(source)
+        if file is not None:
+            self._files.append(file)
 
     async def _load(self) -> list[Item]:
         lease = self._lease
@@ -154,26 +135,8 @@ class _ChunkWork:
         async with self._kit.db.read() as session:
             items = [Item(*row) for row in await session.execute(query)]
         await self._pictures.learn({item.image_url for item in items if item.image_url})
-        await self._look_ahead(items)
+        await self._outputs.look_ahead([(item, self._pictures.expected(item.image_url or "")) for item in items])
         return items
-
-    async def _look_ahead(self, items: list[Item]) -> None:
-        """Ask the store once for all outputs there will be if no picture has changed.
-
-        What is there stays there: nobody deletes a frame's outputs while a run of that frame is under way.
-        """
-        known = [(item, self._pictures.expected(item.image_url or "")) for item in items]
-        self._named = {
-            (item.position, size.name, sha256): self._work.namer.name(sha256, item.fields, size)
-            for item, sha256 in known
-            if sha256 is not None
-            for size in self._work.sizes
-        }
-        if not self._named:
-            return
-        keys = {output_key(name, self._suffix): name for name in self._named.values()}
-        sizes = await self._kit.store.sizes(keys)
-        self._made = {name: sizes[key] for key, name in keys.items() if key in sizes}
 
     async def _prepare_all(self, items: list[Item]) -> None:
         waiting = iter(items)
@@ -186,37 +149,15 @@ class _ChunkWork:
             for _ in range(min(PREPARE_AT_ONCE, len(items))):
                 together.create_task(some())
 
-    async def _prepare(self, item: Item) -> Outcome | Ready:
+    async def _prepare(self, item: Item) -> Outcome | Pictured:
         if item.attempts >= MOST_TRIES:
             return _failed(item, ComposeCode.DECODER_DIED, "Workers died each time when this product was composed.")
         try:
-            picture = await self._pictures.get(item.image_url or "")
+            return Pictured(item, await self._pictures.get(item.image_url or ""))
         except SourceError as problem:
             if problem.code == "source_not_stored":
                 raise
             return _failed(item, problem.code, problem.message)
-        rows, todo = [], []
-        for size in self._work.sizes:
-            name = self._named.get((item.position, size.name, picture.sha256))
-            ahead = name is not None
-            name = name or self._work.namer.name(picture.sha256, item.fields, size)
-            found = self._made.get(name) if ahead else await self._existing(name)
-            if found is None:
-                todo.append((size, name))
-            else:
-                rows.append(self._row(item, size, name, found))
-        if todo:
-            return Ready(item, picture, tuple(todo), tuple(rows))
-        return _completed(item, picture, rows, reused=True)
-
-    async def _existing(self, name: str) -> int | None:
-        """Bytes of an output with these inputs, if there is one."""
-        if name in self._made:
-            return self._made[name]
-        try:
-            return (await self._kit.store.head(output_key(name, self._suffix))).size
-        except ObjectMissingError:
-            return None
 
     async def _compose_all(self, left: int) -> None:
         loop = asyncio.get_running_loop()
@@ -226,8 +167,7 @@ class _ChunkWork:
             while len(batch) < COMPOSE_AT_ONCE and not self._prepared.empty():
                 batch.append(self._prepared.get_nowait())
             left -= len(batch)
-            self._results.outcomes += [found for found in batch if isinstance(found, Outcome)]
-            ready = [found for found in batch if isinstance(found, Ready)]
+            ready = await self._sort(batch)
             calm = [product for product in ready if not product.item.attempts]
             for group in [calm, *([product] for product in ready if product.item.attempts)]:
                 if group:
@@ -236,6 +176,14 @@ class _ChunkWork:
             if len(self._results.outcomes) >= SAVE_AT_ONCE or (self._results and loop.time() - saved > 1):
                 await self._save()
                 saved = loop.time()
+
+    async def _sort(self, batch: list[Outcome | Pictured]) -> list[Ready]:
+        """Put down what has come to an outcome; the rest is to be composed."""
+        self._results.outcomes += [found for found in batch if isinstance(found, Outcome)]
+        ready = await self._outputs.find([found for found in batch if isinstance(found, Pictured)])
+        whole = [product for product in ready if not product.todo]
+        self._results.outcomes += [_completed(each.item, each.picture, each.rows, reused=True) for each in whole]
+        return [product for product in ready if product.todo]
 
     async def _take_back(self) -> None:
         """Undo the tries in hand; nothing is written when the chunk is another's by now."""
@@ -275,37 +223,25 @@ class _ChunkWork:
         rows, reused = list(product.rows), True
         for size, name in product.todo:
             async with self._making.setdefault(name, asyncio.Lock()):  # variants often share picture and text
-                if name not in self._made:
+                if self._outputs.made(name) is None:
                     reused = False
                     try:
-                        self._made[name] = await self._make(product, size, name)
+                        await self._outputs.make(product, size, name, await self._pictures.file_of(product.picture))
                     except ComposeError as problem:
-                        if problem.code == ComposeCode.COMPOSER_UNAVAILABLE:
+                        if problem.code in NOT_THE_PRODUCTS:
                             raise
                         if problem.code == ComposeCode.DECODER_DIED:
                             self._tried.discard(item.position)  # this try counts, whatever comes of the others
                         return _failed(item, problem.code, problem.message, product.picture)
-            rows.append(self._row(item, size, name, self._made[name]))
+            rows.append(self._outputs.row(item, size, name))
         return _completed(item, product.picture, rows, reused=reused)
 
-    async def _make(self, product: Ready, size: OutputSize, name: str) -> int:
-        """Compose and store one output; returns its bytes."""
-        output = self._work.snapshot.design.output
-        job = ComposeJob(
-            source=await self._pictures.file_of(product.picture),
-            frame=self._work.materials.frame,
-            transparent=self._work.snapshot.transparent,
-            design=self._work.snapshot.design,
-            size=size,
-            fields=product.item.fields,
-            assets=self._work.materials.assets,
-        )
-        composed = await self._kit.composer.compose(job, self._kit.settings.compose_timeout)
-        await self._kit.store.put(output_key(name, output.suffix), composed.data, media_type=output.media_type)
-        return len(composed.data)
-
     async def _save(self, *, done: bool = False) -> None:
+        """Keep files, then write the rows that name them: no row ever names what the store has not on its disk."""
         results, self._results = self._results, Results()
+        files, self._files = [*self._files, *self._outputs.take_new()], []
+        if files:
+            await self._kit.store.adopt_files(files)
         await self._kit.chunks.save(self._lease, results, done=done)
         self._tried.difference_update(outcome.position for outcome in results.outcomes)
         if results.outcomes or done:
@@ -313,31 +249,13 @@ class _ChunkWork:
             last = results.outcomes[-1].product_id if results.outcomes else None
             await self._kit.reporter.report(run.frame_id, run.id, last)
 
-    def _row(self, item: Item, size: OutputSize, name: str, count: int) -> dict[str, Any]:
-        suffix = self._suffix
-        return {
-            "run_id": self._lease.run_id,
-            "position": item.position,
-            "size": size.name,
-            "frame_id": self._work.run.frame_id,
-            "owner_id": self._work.run.owner_id,
-            "name": name,
-            "suffix": suffix,
-            "object_key": output_key(name, suffix),
-            "width": size.width,
-            "height": size.height,
-            "bytes": count,
-            "created_at": utc_now(),
-            "deleted_at": None,
-        }
-
 
 def _failed(item: Item, code: str, reason: str, picture: Picture | None = None) -> Outcome:
     key = None if picture is None else picture.key
     return Outcome(item.position, item.product_id, ItemState.FAILED, code=str(code), reason=reason, source_key=key)
 
 
-def _completed(item: Item, picture: Picture, rows: list[dict[str, Any]], *, reused: bool) -> Outcome:
+def _completed(item: Item, picture: Picture, rows: Sequence[dict[str, Any]], *, reused: bool) -> Outcome:
     return Outcome(
         item.position,
         item.product_id,
@@ -346,9 +264,3 @@ def _completed(item: Item, picture: Picture, rows: list[dict[str, Any]], *, reus
         source_key=picture.key,
         outputs=tuple(rows),
     )
-
-
-def _first(group: BaseExceptionGroup[Exception]) -> Exception:
-    """The first plain exception in a group of groups."""
-    found = group.exceptions[0]
-    return _first(found) if isinstance(found, BaseExceptionGroup) else found

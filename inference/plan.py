@@ -170,7 +170,7 @@ def _checkpoint(wanted: JobInput, engine: Engine, problems: list[FieldProblem]) 
     try:
         return described(engine, wanted.checkpoint)
     except UnknownCheckpointError as unknown:
-        problems.append(FieldProblem("checkpoint", str(unknown)))
+        problems.append(FieldProblem("checkpoint", f"{unknown}; there are {', '.join(engine.checkpoints())}"))
         return engine.info
 
 

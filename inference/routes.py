@@ -23,6 +23,7 @@ Body = TypeVar("Body", bound=BaseModel)
 
 RUN_MAX_BYTES = 10_000_000
 RUNSYNC_MAX_BYTES = 20_000_000
+READ_ON_BYTES = 50_000_000  # of a body that is too large
 WAIT_DEFAULT_MS = 90_000
 WAIT_MIN_MS = 1_000
 WAIT_MAX_MS = 300_000
@@ -168,19 +169,30 @@ async def _submit(request: Request, max_bytes: int, *, sync: bool) -> JobRecord:
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """The whole body, never more than `max_bytes` of it in memory.
 
+    One that is too large is read to its end and let go, as far as `READ_ON_BYTES`: most clients listen only when they
+    have sent everything, and would see a broken connection in place of the answer.
+
     Raises:
         TooLargeError: it is larger, or says so.
 
     """
     too_large = TooLargeError(f"The request body may have at most {max_bytes} bytes.")
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
+    size = int(declared) if declared.isdecimal() else 0
+    asks_first = "expect" in request.headers  # such a client has sent nothing yet
+    if size > max_bytes and (asks_first or size > max_bytes + READ_ON_BYTES):
         raise too_large
-    body = bytearray()
+    body, size = bytearray(), 0
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
+        size += len(chunk)
+        if size > max_bytes + READ_ON_BYTES:
             raise too_large
+        if size > max_bytes:
+            body.clear()
+        else:
+            body += chunk
+    if size > max_bytes:
+        raise too_large
     return bytes(body)
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 BACKLOG = 64
 MAX_CHILDREN = 64
 READY = b"ready\n"
+NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 Answer = tuple[dict[str, Any], bytes]
 
@@ -80,12 +81,33 @@ class Conversation:
 
     def _compose(self, request: dict[str, Any]) -> Answer:
         composed = self._renderer.render(ComposeJob.from_json(request["job"]))
-        return {"width": composed.width, "height": composed.height, "bytes": len(composed.data)}, composed.data
+        header = {"width": composed.width, "height": composed.height}
+        if request.get("to") is None:
+            return {**header, "bytes": len(composed.data)}, composed.data
+        write_output(Path(request["to"]), composed.data)
+        return {**header, "wrote": len(composed.data)}, b""
 
     def _inspect(self, request: dict[str, Any]) -> Answer:
         info = open_picture(Path(request["path"])).info()
         header = {"width": info.width, "height": info.height, "transparent": info.transparent, "format": info.format}
         return header, b""
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Write a file that is not there yet, for its owner alone. It is for the caller to get it to the disk.
+
+    Raises:
+        ComposeError: `output_not_written`, a fault of this machine.
+
+    """
+    try:
+        with os.fdopen(os.open(path, NEW_FILE, 0o600), "wb", buffering=0) as file:
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) :]
+    except OSError as error:
+        message = f"The output could not be written: {error.strerror}."
+        raise ComposeError(ComposeCode.OUTPUT_NOT_WRITTEN, message) from error
 
 
 def _limits_of(request: dict[str, Any], limits: Limits) -> Limits:

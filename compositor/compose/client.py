@@ -1,4 +1,4 @@
-"""Asking the composing process from asyncio: one product at a time on each connection."""
+"""Asking the composing process from asyncio: one product after the other on each connection."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
 from compositor.compose import protocol
+from compositor.compose.connection import Connection
 from compositor.compose.errors import ComposeCode, ComposeError
 from compositor.compose.job import Composed, PictureInfo
 from compositor.compose.process import ComposeProcess
@@ -13,6 +14,7 @@ from compositor.compose.process import ComposeProcess
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from compositor.compose.connection import Answer
     from compositor.compose.job import ComposeJob
 
 __all__ = ["ComposeClient", "ComposePool", "ComposeProcess"]
@@ -21,8 +23,8 @@ CONNECT_TIMEOUT_S = 10.0
 CONNECT_TRIES = 3
 PAUSE_S = 0.2
 DEFAULT_TIMEOUT_S = 30.0
-READ_AHEAD = 2**20
-"""Bytes of an answer that are taken in one go; most files are smaller."""
+IN_HAND = 2
+"""Requests that are sent: the one that is worked on, and the next. `Connection` knows of no more."""
 FIELD_MAX_CHARS = 4096
 """No text of a frame is longer, so a feed's long description need not travel."""
 
@@ -30,16 +32,21 @@ FIELD_MAX_CHARS = 4096
 class ComposeClient:
     """One connection to the composing process, opened when first needed and again after it was lost.
 
-    Requests wait for each other. Give it the `ComposeProcess` to have a dead process started again.
+    Requests are worked on one after the other; the next one is sent meanwhile, so that the process need not wait
+    for it. Give it the `ComposeProcess` to have a dead process started again.
     """
 
     def __init__(self, socket_path: Path, process: ComposeProcess | None = None) -> None:
         self._path = socket_path
         self._process = process
-        self._lock = asyncio.Lock()
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        self.child_pid: int | None = None
+        self._in_hand = asyncio.Semaphore(IN_HAND)
+        self._connecting = asyncio.Lock()
+        self._connection: Connection | None = None
+
+    @property
+    def child_pid(self) -> int | None:
         """The process that serves this connection; None while there is none."""
+        return None if self._connection is None or not self._connection.usable else self._connection.pid
 
     async def __aenter__(self) -> Self:
         """Connects later, when first asked."""
@@ -51,14 +58,9 @@ class ComposeClient:
 
     async def close(self) -> None:
         """Close the connection; the next request opens another."""
-        if self._streams is None:
-            return
-        (_, writer), self._streams, self.child_pid = self._streams, None, None
-        writer.close()
-        try:
-            await writer.wait_closed()
-        except OSError:
-            return  # it was lost already
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
 
     async def compose(self, job: ComposeJob, timeout_s: float = DEFAULT_TIMEOUT_S) -> Composed:
         """Compose one product.
@@ -71,10 +73,18 @@ class ComposeClient:
             ComposeError: why there is no picture; `retryable` says whether another try makes sense.
 
         """
-        message = job.to_json()
-        message["fields"] = {name: value[:FIELD_MAX_CHARS] for name, value in job.fields.items()}
-        header, data = await self._ask({"do": "compose", "job": message}, timeout_s)
+        header, data = await self._ask({"do": "compose", "job": _message(job)}, timeout_s)
         return Composed(data, int(header["width"]), int(header["height"]))
+
+    async def compose_file(self, job: ComposeJob, target: Path, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
+        """As `compose`, into a file that is not there yet; returns its bytes. After an error there may be a part.
+
+        Raises:
+            ComposeError: as `compose`, and `output_not_written`.
+
+        """
+        header, _ = await self._ask({"do": "compose", "job": _message(job), "to": str(target)}, timeout_s)
+        return int(header["wrote"])
 
     async def inspect(self, path: Path, timeout_s: float = DEFAULT_TIMEOUT_S) -> PictureInfo:
         """What a picture file is; it is decoded to the end.
@@ -86,44 +96,37 @@ class ComposeClient:
         header, _ = await self._ask({"do": "inspect", "path": str(path)}, timeout_s)
         return PictureInfo(header["width"], header["height"], header["transparent"], header["format"])
 
-    async def _ask(self, request: dict[str, Any], timeout_s: float) -> tuple[dict[str, Any], bytes]:
+    async def _ask(self, request: dict[str, Any], timeout_s: float) -> Answer:
         try:
             body = protocol.encode({**request, "timeout_s": timeout_s})
         except ValueError as error:
             raise ComposeError(ComposeCode.COMPOSE_FAILED, "The product's fields are too large.") from error
-        async with self._lock:
-            done = False
-            try:
-                async with asyncio.timeout(CONNECT_TIMEOUT_S + timeout_s):
-                    reader, writer = await self._connected()
-                    async with asyncio.timeout(timeout_s):
-                        header, data = await _exchange(reader, writer, body)
-                done = True
-            except TimeoutError as error:
-                raise ComposeError(ComposeCode.DECODER_TIMEOUT, f"Not done after {timeout_s:g} seconds.") from error
-            except (asyncio.IncompleteReadError, OSError, ValueError) as error:
-                raise ComposeError(ComposeCode.DECODER_DIED, "The process that decoded the picture died.") from error
-            finally:
-                if not done:
-                    await self.close()
+        async with self._in_hand:
+            answer = None
+            while answer is None:  # the one before it ended the connection: that is no fault of this one
+                connection = await self._connected()
+                answer = await connection.ask(body, timeout_s)
+        header, data = answer
         if "code" in header:
             raise ComposeError(str(header["code"]), str(header["message"]))
         return header, data
 
-    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        if self._streams is not None and not self._streams[0].at_eof() and not self._streams[1].is_closing():
-            return self._streams
-        await self.close()
-        for attempt in range(CONNECT_TRIES):
-            try:
-                reader, writer = await asyncio.open_unix_connection(str(self._path), limit=READ_AHEAD)
-                self._streams = reader, writer
-                self.child_pid = int((await protocol.receive_async(reader))["pid"])
-            except (OSError, asyncio.IncompleteReadError):
-                await self.close()
-                await self._revive(attempt)
-            else:
-                return self._streams
+    async def _connected(self) -> Connection:
+        async with self._connecting:
+            if self._connection is not None and self._connection.usable:
+                return self._connection
+            if self._connection is not None and self._connection.idle:
+                await self._connection.close()
+            for attempt in range(CONNECT_TRIES):
+                try:
+                    async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                        self._connection = await Connection.open(self._path)
+                except TimeoutError as error:
+                    raise ComposeError(ComposeCode.DECODER_TIMEOUT, "The composing process is too slow.") from error
+                except (OSError, asyncio.IncompleteReadError):
+                    await self._revive(attempt)
+                else:
+                    return self._connection
         raise ComposeError(ComposeCode.COMPOSER_UNAVAILABLE, "The composing process cannot be reached.")
 
     async def _revive(self, attempt: int) -> None:
@@ -132,16 +135,8 @@ class ComposeClient:
         await asyncio.sleep(PAUSE_S * attempt)
 
 
-async def _exchange(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes
-) -> tuple[dict[str, Any], bytes]:
-    writer.write(body)
-    await writer.drain()
-    header = await protocol.receive_async(reader)
-    count = int(header.get("bytes", 0))
-    if not 0 <= count <= protocol.MAX_ANSWER:
-        raise ValueError("the answer is too large")
-    return header, await reader.readexactly(count)
+def _message(job: ComposeJob) -> dict[str, Any]:
+    return {**job.to_json(), "fields": {name: value[:FIELD_MAX_CHARS] for name, value in job.fields.items()}}
 
 
 class ComposePool:

@@ -21,11 +21,14 @@ class ComposeCode(StrEnum):
     DECODER_DIED = "decoder_died"
     DECODER_TIMEOUT = "decoder_timeout"
     OUTPUT_TOO_LARGE = "output_too_large"
+    OUTPUT_NOT_WRITTEN = "output_not_written"
     COMPOSE_FAILED = "compose_failed"
     COMPOSER_UNAVAILABLE = "composer_unavailable"
 
 
-_RETRYABLE = {ComposeCode.DECODER_DIED, ComposeCode.DECODER_TIMEOUT, ComposeCode.COMPOSER_UNAVAILABLE}
+NOT_THE_PRODUCTS = frozenset({ComposeCode.COMPOSER_UNAVAILABLE, ComposeCode.OUTPUT_NOT_WRITTEN})
+"""What is wrong with this machine, and with no product."""
+_RETRYABLE = {ComposeCode.DECODER_DIED, ComposeCode.DECODER_TIMEOUT, *NOT_THE_PRODUCTS}
 
 
 class ComposeError(CodedError):

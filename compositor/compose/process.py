@@ -25,6 +25,8 @@ ENVIRONMENT = {
 """The C library keeps up to 128 MiB for the next picture: otherwise each canvas is mapped afresh and faulted in page
 by page, an eighth of a product's time. NumPy must have no threads when the process forks."""
 READY = b"ready\n"
+OWN_FOLDER_PREFIX = "igen-compose-"
+"""A process without a folder given has one of this prefix, its owner's id and a dash, so that others can sweep it."""
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 5.0
 
@@ -39,8 +41,8 @@ class ComposeProcess:
         """`folder` holds the socket and must have a short path; by default a fresh private one."""
         self._limits = limits or Limits()
         self._own_folder = folder is None
-        self._folder = folder if folder is not None else Path(tempfile.mkdtemp(prefix="igen-compose-"))
         self._owner = os.getpid()
+        self._folder = folder or Path(tempfile.mkdtemp(prefix=f"{OWN_FOLDER_PREFIX}{self._owner}-"))
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 

@@ -1,7 +1,8 @@
 """The composing process's wire: length-prefixed JSON, one answer to each request, pixels never.
 
 A request is `length JSON`. An answer is `length JSON` and, if the JSON says `bytes: n`, n bytes of a picture file.
-The length is four bytes, big endian. On connecting the process speaks first: `{"pid": n}`.
+A request that says `to: path` has the file written there instead, and the answer says `wrote: n`. The length is four
+bytes, big endian. On connecting the process speaks first: `{"pid": n}`. Requests are answered in their order.
 """
 
 from __future__ import annotations

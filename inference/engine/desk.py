@@ -35,8 +35,9 @@ class Desk:
         self.waiting: deque[tuple[Ticket, int]] = deque()
         self.waiting_count = 0
         self._max_waiting = max_waiting
-        self._lock = threading.Lock()  # guards the count and the next two
+        self._lock = threading.Lock()  # guards the count and the next three
         self._tickets: dict[str, Ticket] = {}
+        self._arriving: list[Ticket] = []
         self._closing = False
         self._on_end: Callable[[Ticket], None] = lambda _ticket: None
 
@@ -82,7 +83,13 @@ class Desk:
                 raise CannotStartInTimeError(self.waiting_count, wait_s, job.start_within_s)
             self.waiting_count += len(job.pictures)
             self._tickets[job.id] = ticket
+            self._arriving.append(ticket)
         return ticket
+
+    def in_line(self) -> list[tuple[Ticket, int]]:
+        """Pictures that wait, in order, those included of which the engine's thread has not heard. From `predict`."""
+        arriving = [(ticket, index) for ticket in self._arriving for index in range(len(ticket.job.pictures))]
+        return [*self.waiting, *arriving]
 
     def find(self, job_id: str) -> Ticket | None:
         """A job under way. Any thread."""
@@ -102,7 +109,9 @@ class Desk:
 
     def queue(self, ticket: Ticket) -> None:
         """Put a job's pictures at the end of the line."""
-        self.waiting.extend((ticket, index) for index in range(len(ticket.job.pictures)))
+        with self._lock:
+            self._arriving.remove(ticket)
+            self.waiting.extend((ticket, index) for index in range(len(ticket.job.pictures)))
 
     def taken(self) -> None:
         """One picture less waits."""
@@ -123,7 +132,7 @@ class Desk:
         for ticket in dict.fromkeys(ticket for ticket, _ in self.waiting):
             limit = ticket.job.start_within_s
             if limit is not None and ticket.started_at is None and now - ticket.submitted_at > limit:
-                self.fail(ticket, DeadlineMissedError(f"drawing did not begin within {limit:g} s"))
+                self.fail(ticket, DeadlineMissedError(f"drawing did not begin within {limit:.4g} s"))
 
     def until_next_deadline(self) -> float | None:
         """Seconds until `end_late` has something to do; None for never."""

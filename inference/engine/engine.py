@@ -180,7 +180,7 @@ class BatchingEngine:
     def _predict(self, job: EngineJob) -> Predicted:
         """Seconds until the job's first slot and from there to its end, by the pace so far."""
         under_way = self._loop.slots()
-        waiting = [ticket.job.pictures[index] for ticket, index in list(self._desk.waiting)]
+        waiting = [ticket.job.pictures[index] for ticket, index in self._desk.in_line()]
         rows = min(2 * self._limits.max_batch, 2 * (len(under_way) + len(waiting) + len(job.pictures)))
         seen: dict[Any, Load | None] = {}
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from inference.engine.catalogue import Catalogue
 from inference.engine.checkpoint import choose_device, describe, load_checkpoint, metadata_of
+from inference.engine.fitting import Tuning
+from inference.engine.levers import WantedLevers
 from inference.engine.locate import catalogue, locate
 from inference.engine.parts import read_scheduler_config
 from inference.engine.types import CheckpointError, UnknownCheckpointError
@@ -43,11 +45,16 @@ class CheckpointSource:
         device: str = "auto",
         attention: str = "auto",
         memory_mode: str = "auto",
+        tuning: Tuning | None = None,
     ) -> None:
-        """`own` is the engine's own checkpoint, by any name that `locate` knows; `search` are folders of others."""
+        """`own` is the engine's own checkpoint, by any name that `locate` knows; `search` are folders of others.
+
+        `tuning` says how its levers are chosen; the others get the same as the first that was opened.
+        """
         self._own = own, revision
         self._search = search
-        self._options = {"device": device, "attention": attention, "memory_mode": memory_mode}
+        self._options: dict[str, Any] = {"device": device, "attention": attention, "memory_mode": memory_mode}
+        self._options["tuning"] = tuning
         self._known: dict[str, Described] = {}
         self._lock = threading.Lock()
 
@@ -87,13 +94,19 @@ class CheckpointSource:
         """
         wanted, revision = (name, None) if name else self._own
         loaded = load_checkpoint(wanted, revision, self._search, kind=kind, **self._options)
+        self._settle(loaded)
         return replace(loaded, info=replace(loaded.info, checkpoint=name)) if name else loaded
+
+    def _settle(self, loaded: Checkpoint) -> None:
+        """Choose once: a measurement beside pictures that are being drawn would tell little, and cost them time."""
+        if loaded.device.type == "cuda":
+            wanted = WantedLevers.exactly(loaded.levers)
+            self._options |= {"attention": wanted.attention, "tuning": Tuning(wanted)}
 
     def _look(self, name: str) -> Described:
         try:
-            known = self._all()
-            if name not in known:
-                raise UnknownCheckpointError(f"checkpoint '{name}' is not one of {', '.join(known) or 'none'}")
+            if name not in self._all():
+                raise UnknownCheckpointError(f"'{name}' is not in the catalogue")
             located = locate(name, None, self._search, kind=None)
             described = metadata_of(located)
             config = {**read_scheduler_config(located), **described.scheduler_overrides}

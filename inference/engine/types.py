@@ -48,7 +48,7 @@ class CannotStartInTimeError(EngineFullError):
     def __init__(self, waiting: int, wait_s: float, deadline_s: float) -> None:
         self.wait_s, self.deadline_s = wait_s, deadline_s
         super().__init__(waiting, max(1.0, wait_s - deadline_s))
-        self.args = (f"drawing would begin in about {wait_s:.0f} s, and was to begin within {deadline_s:g} s",)
+        self.args = (f"drawing would begin in about {wait_s:.0f} s, and was to begin within {deadline_s:.4g} s",)
 
 
 class DeadlineMissedError(EngineError):

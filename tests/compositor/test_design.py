@@ -51,3 +51,23 @@ def test_it_knows_the_assets_it_names() -> None:
     )
     assert design.assets == {font, badge}
     assert TextLayer.model_validate({"text": "x", "box": box}).font == "regular"
+
+
+BADGE_BOX = {"x": 0, "y": 0, "width": 50, "height": 50}
+BADGE = "ast_" + "1" * 26
+
+
+@pytest.mark.parametrize(
+    ("badges", "where", "message"),
+    [
+        ([{"asset": BADGE, "when": [{"field": "price", "is": 1}]}], "badges.0.badges.0.when.0.is", "Extra inputs"),
+        ([{"asset": BADGE, "when": ["price < 3"]}], "badges.0.badges.0.when.0", "valid dictionary"),
+        ([], "badges.0.badges", "at least one badge"),
+    ],
+)
+def test_a_bad_badge_is_told_of_alone(badges: list[object], where: str, message: str) -> None:
+    with pytest.raises(ValidationError) as raised:
+        Design.model_validate({"badges": [{"box": BADGE_BOX, "badges": badges}]})
+    (error,) = raised.value.errors()
+    assert ".".join(map(str, error["loc"])) == where
+    assert message in error["msg"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from compositor.compose.process import OWN_FOLDER_PREFIX, ComposeProcess
 from compositor.kit import FOLDER_PREFIX, SOCKETS_PREFIX, socket_folder, sweep_work_folder
 
 if TYPE_CHECKING:
@@ -39,15 +40,16 @@ def dead_pid() -> int:
 
 async def test_folders_of_the_dead_go(tmp_path: Path, temporary: Path, dead_pid: int) -> None:
     work = tmp_path / "work"
-    for folder, prefix in ((work, FOLDER_PREFIX), (temporary, SOCKETS_PREFIX)):
+    for folder, prefix in ((work, FOLDER_PREFIX), (temporary, SOCKETS_PREFIX), (temporary, OWN_FOLDER_PREFIX)):
         for pid in (dead_pid, os.getpid()):
             (folder / f"{prefix}{pid}-x").mkdir(parents=True)
         (folder / f"{prefix}strange").mkdir()
-        (folder / "another").mkdir()
+        (folder / "another").mkdir(exist_ok=True)
     await sweep_work_folder(work)
     mine = os.getpid()
     assert {path.name for path in work.iterdir()} == {f"job-{mine}-x", "job-strange", "another"}
-    assert {path.name for path in temporary.iterdir()} == {f"igen-worker-{mine}-x", "igen-worker-strange", "another"}
+    sockets = {f"igen-{whose}-{pid}" for whose in ("worker", "compose") for pid in (f"{mine}-x", "strange")}
+    assert {path.name for path in temporary.iterdir()} == {*sockets, "another"}
 
 
 async def test_a_socket_that_somebody_listens_on_stays(tmp_path: Path, temporary: Path, dead_pid: int) -> None:
@@ -59,6 +61,15 @@ async def test_a_socket_that_somebody_listens_on_stays(tmp_path: Path, temporary
         await sweep_work_folder(tmp_path)
         assert folder.exists(), "a process of another container, say"
     await sweep_work_folder(tmp_path)
+    assert not folder.exists()
+
+
+async def test_a_gateways_own_folder_has_its_id_and_stays_while_it_lives(tmp_path: Path, temporary: Path) -> None:
+    with ComposeProcess() as process:
+        (folder,) = temporary.iterdir()
+        assert folder.name.startswith(f"{OWN_FOLDER_PREFIX}{os.getpid()}-")
+        await sweep_work_folder(tmp_path)
+        assert process.socket_path.exists()
     assert not folder.exists()
 
 

@@ -7,11 +7,10 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from compositor.chunks import FAILED_TAKING, Results
 from compositor.compose.errors import ComposeCode, ComposeError
-from compositor.compose.job import Composed
 from compositor.compose.process import ComposeProcess
 from compositor.errors import LeaseLostError
 from compositor.jobs import compose_run, ingest_run, open_run, take_chunk
@@ -19,16 +18,17 @@ from compositor.kit import open_kit
 from compositor.runs import counts, start_run
 from compositor.settings import CompositorSettings
 from compositor.work import MOST_CHUNK_ATTEMPTS, MOST_TRIES
+from models.db import utc_now
 from models.store import StoreError
-from models.tables import Frame, RunChunk, RunItem
+from models.tables import Frame, Run, RunChunk, RunItem
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection
+    from collections.abc import AsyncIterator, Collection, Sequence
     from pathlib import Path
 
     from compositor.compose.job import ComposeJob
     from compositor.kit import Kit
-    from models.tables import Run
+    from models.store import NewObject
     from tests.support.compositor_rig import Rig, Shop
 
 
@@ -47,7 +47,7 @@ class ScriptedComposer:
         self.stuck: asyncio.Event | None = None
         self.jobs: list[str] = []
 
-    async def compose(self, job: ComposeJob, timeout_s: float = 1) -> Composed:
+    async def compose_file(self, job: ComposeJob, target: Path, timeout_s: float = 1) -> int:
         title = job.fields["title"]
         self.jobs.append(title)
         if self.stuck is not None:
@@ -58,7 +58,7 @@ class ScriptedComposer:
             raise ComposeError(ComposeCode.DECODER_DIED, "The process that decoded the picture died.")
         if title in self.unavailable:
             raise ComposeError(ComposeCode.COMPOSER_UNAVAILABLE, "none")
-        return Composed(title.encode(), job.size.width, job.size.height)
+        return await asyncio.to_thread(target.write_bytes, title.encode())
 
 
 def full(real: Any) -> Any:
@@ -75,8 +75,10 @@ class FullStore:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
 
-    async def put(self, key: str, data: bytes, *, media_type: str) -> None:
-        raise StoreError("The object store's disk is full.")
+    async def adopt_files(self, files: Sequence[NewObject]) -> None:
+        if any(file.key.startswith("outputs/") for file in files):
+            raise StoreError("The object store's disk is full.")
+        await self._real.adopt_files(files)
 
 
 @pytest.fixture
@@ -107,6 +109,13 @@ async def run(rig: Rig, kit: Kit, shop: Shop) -> Run:
 async def item(rig: Rig, run: Run, position: int) -> RunItem:
     async with rig.db.read() as session:
         return await session.get_one(RunItem, (run.id, position))
+
+
+async def let_pauses_pass(rig: Rig) -> None:
+    """As if a chunk that was given back for later had waited long enough."""
+    async with rig.db.write() as session:
+        late = update(RunChunk).where(RunChunk.lease_owner.is_(None), RunChunk.lease_expires_at.is_not(None))
+        await session.execute(late.values(lease_expires_at=utc_now()))
 
 
 async def take_once(kit: Kit, run: Run) -> None:
@@ -149,7 +158,11 @@ async def test_a_full_disk_fails_no_product_until_nothing_else_is_left(rig: Rig,
     assert (found.failed, found.waiting) == (0, 10)
     async with rig.db.read() as session:
         (chunk,) = list(await session.scalars(select(RunChunk)))
-    assert (chunk.state, chunk.lease_owner) == ("waiting", None), "given back at once"
+    assert chunk.lease_owner is None
+    assert 0 < (chunk.lease_expires_at - utc_now()).total_seconds() <= 4, "given back for a little later"
+    await compose_run(kit, run.id)
+    assert (await counts(rig.db, run.id)).completed == 0, "the disk gets time"
+    await let_pauses_pass(rig)
     await compose_run(kit, run.id)
     assert (await counts(rig.db, run.id)).completed == 10
 
@@ -176,6 +189,7 @@ async def test_tries_that_killed_nobody_do_not_count(
     broken = dataclasses.replace(kit, store=full(kit.store)) if fault == "store" else kit
     for _ in range(MOST_TRIES + 1):
         composer.jobs.clear()
+        await let_pauses_pass(rig)
         await take_once(broken, run)
         assert composer.jobs, "a product was composed, or would have been"
         assert {(await item(rig, run, position)).attempts for position in range(10)} == {0}
@@ -212,13 +226,13 @@ async def test_a_worker_that_lost_its_chunk_writes_nothing_more(
 ) -> None:
     composed: list[int] = []
 
-    async def taken_over(job: ComposeJob, timeout_s: float = 1) -> Composed:
+    async def taken_over(job: ComposeJob, target: Path, timeout_s: float = 1) -> int:
         composed.append(int(job.fields["title"]))
         async with rig.db.write() as session:
             await session.execute(update(RunChunk).values(fence=RunChunk.fence + 1, lease_owner="another"))
-        return Composed(b"late", 1, 1)
+        return await asyncio.to_thread(target.write_bytes, b"late")
 
-    composer.compose = taken_over  # type: ignore[method-assign]
+    composer.compose_file = taken_over  # type: ignore[method-assign]
     lease = await kit.chunks.claim(run.id)
     assert lease is not None
     await kit.chunks.release(lease)
@@ -228,6 +242,22 @@ async def test_a_worker_that_lost_its_chunk_writes_nothing_more(
     assert (await item(rig, run, composed[0])).attempts == 1, "no longer this worker's to take back"
     with pytest.raises(LeaseLostError):
         await kit.chunks.save(lease, Results())
+
+
+async def test_a_run_that_was_deleted_meanwhile_ends_quietly(
+    rig: Rig, kit: Kit, run: Run, composer: ScriptedComposer
+) -> None:
+    async def deleted(job: ComposeJob, target: Path, timeout_s: float = 1) -> int:
+        async with rig.db.write() as session:
+            for table in (RunItem, RunChunk):
+                await session.execute(delete(table).where(table.run_id == run.id))
+            await session.execute(delete(Run).where(Run.id == run.id))
+        return await asyncio.to_thread(target.write_bytes, b"late")
+
+    composer.compose_file = deleted  # type: ignore[method-assign]
+    await compose_run(kit, run.id)
+    async with rig.db.read() as session:
+        assert await session.get(Run, run.id) is None
 
 
 async def test_what_is_gone_or_cut_short_in_the_store_is_made_again(

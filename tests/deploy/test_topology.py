@@ -177,14 +177,7 @@ async def test_a_killed_part_comes_back_and_nothing_is_lost(
     await until_processed(http, topology, address, 20)
     await asyncio.to_thread(topology.restart, part)
     told = await until_over(http, topology, address, run)
-    if part == "s3" and told["failed"]:
-        # without a store nothing can be kept: parts of a run begun eight times meanwhile are given up, which
-        # is said of each product; a retry frames them
-        _, body = await call(http, "GET", f"{topology.url}{address}/outputs?limit=100&state=failed")
-        assert {row["code"] for row in body["outputs"]} == {"gave_up"}, body
-        status, _ = await call(http, "POST", f"{topology.url}{address}/runs/{run}/retry")
-        assert status in (200, 202)
-        await until_over(http, topology, address, run)
+    assert not told["failed"], f"nothing is given up while {part} is away for a moment: {told}"
     await check_run(http, topology, address, run)
 
 

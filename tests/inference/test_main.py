@@ -188,6 +188,19 @@ async def test_a_stop_while_loading_does_not_wait_for_the_load(tmp_path: Path) -
             await server.process.wait()
 
 
+async def test_behind_runpods_load_balancer_it_serves_without_a_key_of_its_own(tmp_path: Path) -> None:
+    behind_runpod = {"IGEN_INFERENCE_AUTH": "platform", "IGEN_INFERENCE_KEY": ""}
+    async with serving(tmp_path, {"load_s": 2}, **behind_runpod, RUNPOD_ENDPOINT_ID="ep1") as server:
+        assert await server.until_ping(204, 200) == 204
+        assert await server.until_ping(200) == 200
+        server.http.headers["Authorization"] = "Bearer a-key-of-runpods"
+        answer = await server.post("/runsync")
+        assert (answer[0], answer[1]["status"]) == (200, "COMPLETED")
+    async with serving(tmp_path, {}, **behind_runpod, RUNPOD_POD_ID="pod1") as server:
+        assert await server.exit_code() == 2
+        assert "IGEN_INFERENCE_AUTH: 'platform' is accepted in a worker of RunPod serverless only" in server.log
+
+
 async def test_without_a_key_it_does_not_start(tmp_path: Path) -> None:
     async with serving(tmp_path, {}, IGEN_INFERENCE_KEY="") as server:
         assert await server.exit_code() == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import io
 import json
 import time
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from inference.engine.types import EngineError
 from tests.support.fake_engine import FakeEngine, colour_of
+from tests.support.inference_rig import KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -267,6 +270,20 @@ async def test_a_body_over_its_limit_is_refused(rig: Rig, path: str, limit: int,
             yield raw[start : start + 1_000_000]
 
     status, body = await rig.call("POST", path, data=pieces() if chunked else io.BytesIO(raw))
+    assert (status, body["error"]["code"]) == (413, "too_large")
+
+
+async def test_a_client_that_listens_when_all_is_sent_hears_that_it_was_too_much(rig: Rig) -> None:
+    def send() -> tuple[int, Any]:
+        connection = http.client.HTTPConnection(URL(rig.base).authority, timeout=30)
+        try:
+            connection.request("POST", "/v2/igen/run", b" " * 30_000_000, {"Authorization": f"Bearer {KEY}"})
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        finally:
+            connection.close()
+
+    status, body = await asyncio.to_thread(send)
     assert (status, body["error"]["code"]) == (413, "too_large")
 
 

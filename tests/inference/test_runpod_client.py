@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,14 @@ import pytest
 from inference.engine.types import EngineError
 from tests.support.fake_engine import FakeEngine, colour_of
 from tests.support.inference_rig import KEY
+from tests.support.real_engine import PROMPT, client_of, largest_difference, needs_checkpoint, real_engine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
     from tests.support.inference_rig import Rig
+    from tests.support.real_engine import Client
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the SDK's imports are not ours to keep clean
@@ -33,7 +37,15 @@ async def slow_rig(make_rig: Callable[..., Any]) -> AsyncIterator[Rig]:
         yield rig
 
 
-def endpoint_of(rig: Rig, monkeypatch: pytest.MonkeyPatch, key: str = KEY) -> Endpoint:
+@pytest.fixture
+async def real_client(tmp_path: Path) -> AsyncIterator[Client]:
+    """A server around the real engine with the bundled checkpoint."""
+    with real_engine(tmp_path) as engine:
+        async with client_of(engine, tmp_path) as client:
+            yield client
+
+
+def endpoint_of(rig: Rig | Client, monkeypatch: pytest.MonkeyPatch, key: str = KEY) -> Endpoint:
     """What RUNPOD_ENDPOINT_BASE_URL does when it is set before the SDK is imported."""
     monkeypatch.setattr(runpod, "endpoint_url_base", f"{rig.base}/v2")
     return Endpoint("igen", api_key=key)
@@ -100,6 +112,39 @@ async def test_previews_of_one_a_cancel_of_another_while_a_third_runs(
     assert all(preview["image"].startswith("data:image/jpeg;base64,") for preview in previews)
     assert cancelled == "CANCELLED"
     assert drawn["seed"] == 3
+
+
+@needs_checkpoint
+async def test_the_real_engine_shows_one_cancels_another_and_draws_a_third(
+    real_client: Client, monkeypatch: pytest.MonkeyPatch, decode: Any
+) -> None:
+    endpoint = endpoint_of(real_client, monkeypatch)
+    wanted = {"prompt": PROMPT, "seed": 5, "num_inference_steps": 150}
+
+    def use() -> tuple[Any, ...]:
+        third = endpoint.run(wanted)
+        shown = endpoint.run({**wanted, "seed": 6, "preview_every": 3})
+        other = endpoint.run({**wanted, "seed": 7, "num_images": 4})
+        while (begun := other.status()) == "IN_QUEUE":
+            time.sleep(0.01)
+        answer = other.cancel()["status"]
+        meanwhile = (third.status(), shown.status())
+        chunks = list(shown.stream())
+        return begun, answer, other.status(), meanwhile, chunks, third.output(timeout=120)
+
+    async with asyncio.timeout(200):
+        begun, answer, status, meanwhile, chunks, output = await asyncio.to_thread(use)
+        alone = await real_client.draw(**wanted)
+    assert (begun, answer, status) == ("IN_PROGRESS", "CANCELLED", "CANCELLED")
+    assert meanwhile == ("IN_PROGRESS", "IN_PROGRESS")
+    previews = [chunk["preview"] for chunk in chunks if "preview" in chunk]
+    assert previews
+    assert [preview["seq"] for preview in previews] == sorted({preview["seq"] for preview in previews})
+    assert {decode(preview["image"]).size for preview in previews} == {(16, 16)}
+    assert [chunk["picture"]["seed"] for chunk in chunks if "picture" in chunk] == [6]
+    assert largest_difference(output, alone) <= 1
+    figures = (await real_client.get("/health"))["jobs"]
+    assert (figures["completed"], figures["inProgress"], figures["inQueue"]) == (3, 0, 0)
 
 
 @pytest.mark.parametrize("prompt", ["bad", "cancel me"])

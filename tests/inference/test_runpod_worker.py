@@ -296,6 +296,64 @@ async def test_sigterm_ends_the_worker(tmp_path: Path) -> None:
             assert await worker.process.wait() == 0
 
 
+async def test_jobs_under_way_at_sigterm_are_finished_and_no_more_are_taken(tmp_path: Path) -> None:
+    """RunPod scales down: what was taken is sent back, what was not goes to another worker."""
+    async with (
+        running_platform() as platform,
+        working(platform, tmp_path, {"step_s": 0.05, "capacity": 2}) as worker,
+    ):
+        for name in ("first", "second"):
+            platform.offer(name, {"prompt": "x", "num_inference_steps": 60})
+        await platform.first_progress("first", 90)
+        await platform.first_progress("second", 90)
+        worker.process.send_signal(signal.SIGTERM)
+        platform.offer("third", {"prompt": "x"})
+        for name in ("first", "second"):
+            assert "output" in await platform.result(name, 60)
+        async with asyncio.timeout(60):
+            assert await worker.process.wait() == 0
+        assert platform.results("third") == []
+        assert [post for post in platform.posts if post.job_id == "third"] == []
+
+
+async def test_jobs_wait_out_a_cold_start(tmp_path: Path, decode: Callable[[str], Any]) -> None:
+    """The queue is full before the worker is there: none fails, none is taken before a test picture was drawn."""
+    async with running_platform() as platform:
+        for number in range(5):
+            platform.offer(f"job-{number}", {"prompt": "x", "seed": number})
+        async with working(platform, tmp_path, {"load_s": 2.0}) as worker:
+            results = [await platform.result(f"job-{number}", 120) for number in range(5)]
+            assert [decode(result["output"]["images"][0]).getpixel((0, 0)) for result in results] == [
+                colour_of(number) for number in range(5)
+            ]
+            assert {len(platform.results(f"job-{number}")) for number in range(5)} == {1}
+            assert worker.log.index("All fitness checks passed") < worker.log.index('"job_accepted"')
+        assert not [ping for ping in platform.pings if ping.get("status") == "unhealthy"]
+
+
+async def test_a_worker_that_cannot_draw_takes_no_job_and_tells_runpod_why(tmp_path: Path) -> None:
+    script = {"failures": {"a red circle on a white background": "no kernel image is available"}}
+    async with running_platform() as platform, working(platform, tmp_path, script) as worker:
+        platform.offer("a", {"prompt": "x"})
+        async with asyncio.timeout(90):
+            assert await worker.process.wait() == 1
+        assert platform.batch_sizes == []
+        assert platform.posts == []
+        (ping,) = platform.pings
+        assert (ping["status"], ping["check"]) == ("unhealthy", "checkpoint_draws")
+        assert "no kernel image is available" in ping["reason"]
+
+
+async def test_the_sdks_own_checks_end_a_worker_that_fails_them(tmp_path: Path) -> None:
+    """Here one is made to fail by asking for more memory than any machine has."""
+    demands = {"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "false", "RUNPOD_MIN_MEMORY_GB": "1000000"}
+    async with running_platform() as platform, working(platform, tmp_path, {}, **demands) as worker:
+        async with asyncio.timeout(120):
+            assert await worker.process.wait() == 1
+        assert platform.batch_sizes == []
+        assert [ping["status"] for ping in platform.pings] == ["unhealthy"]
+
+
 async def test_a_checkpoint_that_cannot_be_loaded_ends_the_worker(tmp_path: Path) -> None:
     async with (
         running_platform() as platform,

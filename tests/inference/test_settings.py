@@ -45,6 +45,23 @@ def test_serving_without_a_key_is_for_loopback_alone(tmp_path: Path, bind: str, 
             resolve_key(settings)
 
 
+@pytest.mark.parametrize(("endpoint", "served"), [("ep1", True), ("", False), (None, False)])
+def test_runpods_own_check_of_keys_is_trusted_in_its_serverless_workers_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str | None, served: bool
+) -> None:
+    monkeypatch.setenv("IGEN_INFERENCE_AUTH", "platform")
+    monkeypatch.setenv("IGEN_BIND", "0.0.0.0")
+    monkeypatch.setenv("RUNPOD_POD_ID", "pod1")
+    if endpoint is not None:
+        monkeypatch.setenv("RUNPOD_ENDPOINT_ID", endpoint)
+    settings = load_settings(InferenceSettings)
+    if served:
+        assert resolve_key(settings) is None
+    else:
+        with pytest.raises(SettingsError, match="IGEN_INFERENCE_AUTH: 'platform'"):
+            resolve_key(settings)
+
+
 def test_a_host_name_is_no_loopback_address() -> None:
     assert not is_loopback("example.org")
     assert is_loopback("localhost")
@@ -81,3 +98,11 @@ def test_no_secret_shows_in_the_settings_text() -> None:
 
 def test_every_setting_is_described() -> None:
     assert not [name for name, field in InferenceSettings.model_fields.items() if not field.description]
+
+
+def test_batch_sizes_are_numbers_with_commas(tmp_path: Path) -> None:
+    assert InferenceSettings(home=tmp_path).bucket_sizes == ()
+    assert InferenceSettings(home=tmp_path, buckets="8,2,2,4").bucket_sizes == (2, 4, 8)
+    for wrong in ("0", "2,", "a", "128", "2, 4"):
+        with pytest.raises(ValueError, match="buckets"):
+            InferenceSettings(home=tmp_path, buckets=wrong)

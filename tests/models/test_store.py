@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +19,7 @@ from models.settings import SettingsError
 from models.store import (
     InvalidKeyError,
     LocalObjects,
+    NewObject,
     ObjectMissingError,
     ObjectStore,
     S3Objects,
@@ -30,9 +31,6 @@ from models.store import (
 from models.store.base import PIECE_BYTES
 from tests.support.origin import Origin, answer_with
 from tests.support.s3 import ACCESS_ID, ACCESS_SECRET, S3Server
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PNG = "image/png"
 BAD_KEYS = [
@@ -71,6 +69,18 @@ class TestEveryStore:
             await store.borrow_file("sources/ab/x.bin", tmp_path / "none")
         with pytest.raises(ObjectMissingError):
             await store.borrow_file("none/of/it", tmp_path / "none")
+
+    async def test_many_files_are_adopted(self, store: ObjectStore, tmp_path: Path) -> None:
+        files = [NewObject(f"outputs/{number % 3}/{number}", tmp_path / str(number), PNG) for number in range(20)]
+        for file in files:
+            file.path.write_bytes(file.key.encode())
+        await store.adopt_files([])
+        for _ in range(2):  # over themselves as well
+            await store.adopt_files(files)
+        assert [await store.get(file.key) for file in files] == [file.key.encode() for file in files]
+        assert await keys(store) == {file.key for file in files}
+        with pytest.raises(InvalidKeyError):
+            await store.adopt_files([NewObject("../etc/passwd", files[0].path, PNG)])
 
     async def test_the_sizes_of_many(self, store: ObjectStore) -> None:
         wanted = {f"many/{number:02}": number for number in range(40)}
@@ -330,6 +340,40 @@ class TestLocal:
         assert caught.value.status == 503
         assert str(local.root) not in caught.value.message
         assert await local.get("k") == b"old"
+        assert list((local.root / ".tmp").iterdir()) == []
+
+    async def test_no_name_is_given_before_all_bytes_are_on_the_disk(
+        self, local: LocalObjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        files = [NewObject(f"{folder}/new/{folder}", tmp_path / folder, PNG) for folder in "abc"]
+        for file in files:
+            file.path.write_bytes(b"data")
+        done: list[tuple[str, str]] = []
+        sync, rename = os.fsync, os.rename
+
+        def synced(fd: int) -> None:
+            done.append(("sync", str(Path(f"/proc/self/fd/{fd}").readlink()).removeprefix(f"{local.root}/")))
+            sync(fd)
+
+        def renamed(old: str, new: str, **where: int) -> None:
+            done.append(("name", new))
+            rename(old, new, **where)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", synced)
+            patch.setattr(os, "rename", renamed)
+            await local.adopt_files(files)
+        assert [what for what, _ in done[:6]] == 3 * ["sync"] + 3 * ["name"]
+        assert all(name.startswith(".tmp/") for _, name in done[:3])
+        folders = {str(local.root), *"abc", "a/new", "b/new", "c/new"}
+        assert {name for _, name in done[6:]} == folders, "and each folder with something new in it, once"
+        assert len(done) == 6 + len(folders)
+
+    async def test_a_file_that_is_gone_leaves_nothing_behind(self, local: LocalObjects, tmp_path: Path) -> None:
+        (tmp_path / "there").write_bytes(b"data")
+        with pytest.raises(StoreError):
+            await local.adopt_files([NewObject(name, tmp_path / name, PNG) for name in ("there", "gone")])
+        assert await keys(local) == set()
         assert list((local.root / ".tmp").iterdir()) == []
 
     async def test_a_root_that_cannot_be_made(self, tmp_path: Path) -> None:

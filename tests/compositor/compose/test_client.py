@@ -71,6 +71,21 @@ async def test_a_cancelled_request_leaves_no_answer_for_the_next(
         assert (await client.compose(make_job())).width == 200
 
 
+async def test_into_a_file(process: ComposeProcess, make_job: Callable[..., ComposeJob], tmp_path: Path) -> None:
+    job, target = make_job(), tmp_path / "made"
+    async with ComposeClient(process.socket_path) as client:
+        assert await client.compose_file(job, target) == target.stat().st_size
+        assert target.read_bytes() == render(job).data
+        assert target.stat().st_mode & 0o777 == 0o600
+        pid = client.child_pid
+        for taken in (target, tmp_path / "no" / "folder"):
+            with pytest.raises(ComposeError) as raised:
+                await client.compose_file(job, taken)
+            assert (raised.value.code, raised.value.retryable) == ("output_not_written", True)
+        await client.compose_file(job, tmp_path / "another")
+        assert client.child_pid == pid
+
+
 async def test_nobody_listens(tmp_path: Path, make_job: Callable[..., ComposeJob]) -> None:
     async with ComposeClient(tmp_path / "no.sock") as client:
         with pytest.raises(ComposeError) as raised:

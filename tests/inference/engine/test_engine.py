@@ -14,6 +14,7 @@ from inference.engine.engine import EngineLimits
 from inference.engine.samplers import KINDS
 from inference.engine.types import (
     Cancelled,
+    CannotStartInTimeError,
     Completed,
     EngineError,
     EngineFullError,
@@ -198,6 +199,20 @@ def test_admission_is_bounded(make_driver: Any, make_spec: Any) -> None:
         assert isinstance(small.wait(events).last, Completed)
     assert isinstance(small.draw(make_spec()).last, Completed)
     assert small.engine.stats().waiting == 0
+
+
+def test_jobs_that_came_during_a_step_are_reckoned_with(make_driver: Any, make_spec: Any) -> None:
+    driver = make_driver(EngineLimits(max_batch=2))
+    driver.draw(make_spec(steps=10))  # from here on its pace is known
+    step_is_over = threading.Event()
+    driver.engine._loop.inbox.put(lambda: step_is_over.wait(60))
+    burst = [driver.start(make_spec(steps=10, seed=seed))[1] for seed in range(6)]
+    with pytest.raises(CannotStartInTimeError) as refused:
+        driver.start(make_spec(), within_s=0.001)
+    assert refused.value.wait_s > 0.001
+    step_is_over.set()
+    for events in burst:
+        assert isinstance(driver.wait(events).last, Completed)
 
 
 def test_cancel_takes_effect_at_a_step_and_leaves_others_alone(driver: Any, make_spec: Any) -> None:
