@@ -59,6 +59,13 @@ def open_engine(settings: InferenceSettings) -> Engine:
             checkpoint_memory_mb=settings.checkpoint_memory_mb,
             lora_folder=settings.home / "loras",
             lora_cache_mb=settings.lora_cache_mb,
+            compile=settings.compile,
+            cuda_graphs=settings.cuda_graphs,
+            fused_qkv=settings.fused_qkv,
+            vae_precision=settings.vae_precision,
+            buckets=settings.bucket_sizes,
+            tuning_table=settings.home / "tuning.json",
+            compile_cache=settings.home / "cache",
         )
     )
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 EndpointName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
+BucketSizes = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]?(,[1-9][0-9]?)*$")]
+
 HookPath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
 
 KEY_FILE = "inference-key"
@@ -31,8 +33,13 @@ class InferenceSettings(CommonSettings):
     inference_key: SecretStr | None = Field(
         None, description="Key that callers send as bearer. Unset: `$IGEN_HOME/inference-key`, where that exists."
     )
-    inference_auth: Literal["key", "none"] = Field(
-        "key", description="`none` serves without a key; accepted on a loopback address only."
+    inference_auth: Literal["key", "none", "platform"] = Field(
+        "key",
+        description="`none` serves without a key; accepted on a loopback address only. `platform`: RunPod checks its "
+        "own keys before a request comes here; accepted in a worker of RunPod serverless only.",
+    )
+    runpod_endpoint_id: str | None = Field(
+        None, validation_alias="RUNPOD_ENDPOINT_ID", description="Set by RunPod in the workers of an endpoint."
     )
     endpoint: EndpointName = Field("igen", description="Endpoint name in `/v2/<endpoint>/...`.")
 
@@ -46,8 +53,26 @@ class InferenceSettings(CommonSettings):
         None, description="Commit of a Hugging Face checkpoint; demanded for one that has to be downloaded."
     )
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="Where the checkpoint runs.")
-    attention: Literal["auto", "xformers", "sdpa"] = Field(
-        "auto", description="Attention kernels; `auto` takes xformers on CUDA where it loads."
+    attention: Literal["auto", "xformers", "sdpa", "cudnn", "flash", "efficient"] = Field(
+        "auto",
+        description="Attention kernels. `auto`, here and below: on CUDA what `$IGEN_HOME/tuning.json` says (written "
+        "by scripts/bench_gpu), else what is fastest when a checkpoint is loaded; on a CPU PyTorch's own. See "
+        "docs/performance.md.",
+    )
+    compile: Literal["auto", "off", "regional", "whole"] = Field(
+        "auto",
+        description="`torch.compile` of the transformer blocks or of the whole UNet, on CUDA; `auto` is `off` unless "
+        "the table says otherwise.",
+    )
+    cuda_graphs: Literal["auto", "on", "off"] = Field("auto", description="CUDA graphs of the UNet's calls.")
+    fused_qkv: Literal["auto", "on", "off"] = Field(
+        "auto", description="One product for queries, keys and values, on CUDA; not with xformers."
+    )
+    vae_precision: Literal["auto", "fp16", "fp32"] = Field(
+        "auto", description="Of the VAE on CUDA; one that overflows in fp16 is rescaled so that it does not."
+    )
+    buckets: BucketSizes | None = Field(
+        None, description="Batch sizes in rows on CUDA, with commas. Unset: the table's, else powers of two."
     )
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of torch. Unset: torch's choice.")
     max_batch: int = Field(8, ge=1, le=64, description="Most pictures in one UNet call.")
@@ -141,6 +166,11 @@ class InferenceSettings(CommonSettings):
     )
 
     @property
+    def bucket_sizes(self) -> tuple[int, ...]:
+        """`IGEN_BUCKETS` as numbers of rows, ascending; empty where it is unset."""
+        return tuple(sorted({int(size) for size in self.buckets.split(",")})) if self.buckets else ()
+
+    @property
     def key_file(self) -> Path:
         """Where the key stands when the variable is unset."""
         return self.home / KEY_FILE
@@ -160,12 +190,16 @@ def resolve_key(settings: InferenceSettings) -> str | None:
     """The key that callers must send; None where the operator chose to serve without one.
 
     Raises:
-        SettingsError: there is no key, or serving without one was asked for on an address that others reach.
+        SettingsError: there is no key, or serving without one was asked for where others than RunPod reach it.
 
     """
     if settings.inference_auth == "none":
         if not is_loopback(settings.bind):
             raise SettingsError("IGEN_INFERENCE_AUTH: 'none' is accepted on a loopback IGEN_BIND only")
+        return None
+    if settings.inference_auth == "platform":
+        if not settings.runpod_endpoint_id:
+            raise SettingsError("IGEN_INFERENCE_AUTH: 'platform' is accepted in a worker of RunPod serverless only")
         return None
     key = settings.inference_key.get_secret_value().strip() if settings.inference_key else _key_from_file(settings)
     if not key:

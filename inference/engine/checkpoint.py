@@ -6,13 +6,15 @@ import logging
 import platform
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from inference.engine.attention import choose_attention
+from inference.engine.fitting import Tuning, fit_levers
+from inference.engine.gauge import Probe
+from inference.engine.levers import Levers
 from inference.engine.locate import locate
 from inference.engine.memory import choose_mode, free_bytes, needs_of
 from inference.engine.metadata import read_metadata
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from inference.engine.compiling import FastUnet
+    from inference.engine.fitting import Fitted
     from inference.engine.locate import Located
     from inference.engine.memory import MemoryMode
     from inference.engine.metadata import Metadata
@@ -44,7 +48,8 @@ class Checkpoint:
     """A loaded checkpoint: modules in eval mode on `device`, `unet` in `dtype`, `vae` perhaps in fp32.
 
     A refiner has one tokenizer and text encoder, the second. `wants_aesthetics`: its UNet is told a score of beauty
-    in place of the target size. `weight_bytes` are those of all modules.
+    in place of the target size. `weight_bytes` are those of all modules. `runner` is the UNet with its `levers` set;
+    None where it is called as it is.
     """
 
     unet: Any
@@ -60,6 +65,14 @@ class Checkpoint:
     memory_mode: MemoryMode = "resident"
     wants_aesthetics: bool = False
     weight_bytes: int = 0
+    levers: Levers = field(default_factory=Levers)
+    runner: FastUnet | None = None
+
+    def unet_for(self, *, hooked: bool) -> Any:
+        """What to call for a step. `hooked`: LoRAs act on the modules, which only the modules themselves notice."""
+        if self.runner is None:
+            return self.unet
+        return self.runner.original if hooked else self.runner
 
 
 def load_checkpoint(
@@ -71,8 +84,11 @@ def load_checkpoint(
     attention: str = "auto",
     memory_mode: str = "auto",
     kind: Kind = "base",
+    tuning: Tuning | None = None,
 ) -> Checkpoint:
     """Load by name; see `locate` for what a name may be. fp16 on CUDA, fp32 on a CPU.
+
+    `tuning` says how the levers are chosen; its attention is the one given here.
 
     Raises:
         CheckpointError: with the reason in plain words, on one line.
@@ -81,34 +97,40 @@ def load_checkpoint(
     try:
         target = choose_device(device)
         located = locate(name, revision, search, half=dtype_on(target) == torch.float16, kind=kind)
-        return _load(located, target, attention, memory_mode)
+        tuning = tuning or Tuning()
+        tuning = replace(tuning, wanted=replace(tuning.wanted, attention=attention))
+        return _load(located, target, tuning, memory_mode)
     except CheckpointError as problem:
         # paths and the libraries' own messages may hold line breaks; a log line and a health answer may not
         raise CheckpointError(re.sub(r"\s+", " ", str(problem)).strip()[:MAX_MESSAGE]) from problem
 
 
-def _load(located: Located, target: torch.device, attention: str, memory_mode: str) -> Checkpoint:
+def _load(located: Located, target: torch.device, tuning: Tuning, memory_mode: str) -> Checkpoint:
     dtype = dtype_on(target)
     described = metadata_of(located)
     _check_scheduler(described)
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(weights_sha256, located)  # reads the files while they are being loaded
-        parts = load_parts(located, dtype)
+        free = free_bytes(target)
+        try:
+            parts = load_parts(located, dtype, target if target.type == "cuda" else None)
+        except torch.OutOfMemoryError:
+            raise CheckpointError(f"{located.name} does not fit into the memory of {target}") from None
         size = sum(_bytes_of(module) for module in _modules(parts))
-        mode = _choose_mode(memory_mode, parts, described, target)
+        mode = _choose_mode(memory_mode, parts, described, free)
         try:
             _place(parts, target, dtype, mode)
         except torch.OutOfMemoryError:
             raise CheckpointError(f"{located.name} does not fit into the memory of {target}") from None
-        used = choose_attention(parts.unet, attention, target)
+        fitted = _fit(parts, described, target, tuning, mode)
+        levers = fitted.chosen.levers
         config = {**parts.scheduler_config, **described.scheduler_overrides}
-        info = describe(described, config, device=target, sha256=digest.result(), attention=used, mode=mode)
-    log.info(
-        "checkpoint %s loaded on %s in %s with %s attention, %s", info.checkpoint, info.device, info.dtype, used, mode
-    )
+        known = {"sha256": digest.result(), "attention": levers.attention}
+        info = describe(described, config, device=target, mode=mode, **known)
+    log.info("checkpoint %s loaded on %s in %s, %s, %s", info.checkpoint, info.device, info.dtype, levers, mode)
     return Checkpoint(
         unet=parts.unet,
-        vae=parts.vae,
+        vae=fitted.vae,
         tokenizers=parts.used_tokenizers,
         text_encoders=parts.used_encoders,
         scheduler_config=config,
@@ -120,7 +142,16 @@ def _load(located: Located, target: torch.device, attention: str, memory_mode: s
         memory_mode=mode,
         wants_aesthetics=parts.requires_aesthetics_score,
         weight_bytes=size,
+        levers=levers,
+        runner=fitted.runner,
     )
+
+
+def _fit(parts: Parts, described: Metadata, target: torch.device, tuning: Tuning, mode: MemoryMode) -> Fitted:
+    """Levers are measured with one guided picture of the checkpoint's own size."""
+    ids = 5 if parts.requires_aesthetics_score else 6
+    probe = Probe(described.defaults.height, described.defaults.width, ids=ids)
+    return fit_levers(parts.unet, parts.vae, target, tuning, probe, resident=mode == "resident")
 
 
 def metadata_of(located: Located) -> Metadata:
@@ -162,9 +193,8 @@ def _check_scheduler(described: Metadata) -> None:
         raise CheckpointError(f"{described.name}: igen.json: {problem}") from None
 
 
-def _choose_mode(wanted: str, parts: Parts, described: Metadata, device: torch.device) -> MemoryMode:
-    """Before the weights are on the device. Reckons with one guided picture of the checkpoint's own size."""
-    free = free_bytes(device)
+def _choose_mode(wanted: str, parts: Parts, described: Metadata, free: int | None) -> MemoryMode:
+    """By the memory that was free before any weights were there; for one guided picture of the checkpoint's size."""
     needs = None
     if free is not None:
         size = {"height": described.defaults.height, "width": described.defaults.width}

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from inference.engine.engine import BatchingEngine, EngineLimits
+from inference.engine.fitting import Tuning, tuned_for
+from inference.engine.gauge import Probe, probe_inputs
+from inference.engine.levers import WantedLevers
 from inference.engine.loras import LoraShelf
 from inference.engine.source import CheckpointSource
 from inference.engine.types import CheckpointError, Completed, EngineJob, Failed, PictureSpec
@@ -27,6 +30,7 @@ log = logging.getLogger(__name__)
 CUDA_BUCKETS = (1, 2, 4, 8, 16, 32)
 WARM_UP_STEPS = 2
 MB = 1_000_000
+COMPILE_CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 SHARE_OF_FREE = 0.5  # of the memory left beside the first checkpoint; the rest is for what is being drawn
 
 
@@ -46,6 +50,20 @@ class EngineOptions:
     checkpoint_memory_mb: int | None = None
     lora_folder: Path | None = None
     lora_cache_mb: int = 512
+    compile: str = "auto"
+    cuda_graphs: str = "auto"
+    fused_qkv: str = "auto"
+    vae_precision: str = "auto"
+    buckets: tuple[int, ...] = ()
+    tuning_table: Path | None = None
+    compile_cache: Path | None = None
+
+    @property
+    def tuning(self) -> Tuning:
+        """How the levers are chosen."""
+        switches = {"cuda_graphs": self.cuda_graphs, "fused_qkv": self.fused_qkv}
+        wanted = WantedLevers(self.attention, self.compile, **switches, vae=self.vae_precision)
+        return Tuning(wanted, self.tuning_table)
 
 
 def open_engine(options: EngineOptions) -> BatchingEngine:
@@ -65,11 +83,15 @@ def open_engine(options: EngineOptions) -> BatchingEngine:
         device=options.device,
         attention=options.attention,
         memory_mode=options.memory_mode,
+        tuning=options.tuning,
     )
+    keep_compiled(options.compile_cache)
     checkpoint = source.open()
+    limits = choose_limits(options, checkpoint.device)
+    compile_shapes(checkpoint, limits)
     engine = BatchingEngine(
         checkpoint,
-        choose_limits(options, checkpoint.device),
+        limits,
         source=source,
         shelf=LoraShelf(options.lora_folder, keep_bytes=options.lora_cache_mb * MB),
         budget_bytes=choose_budget(options, checkpoint),
@@ -87,9 +109,31 @@ def choose_limits(options: EngineOptions, device: torch.device) -> EngineLimits:
     """On CUDA batches are padded to fixed sizes, so that kernels are chosen once and a picture keeps its bucket."""
     if device.type != "cuda":
         return EngineLimits(options.max_batch, options.max_waiting)
-    buckets = tuple(size for size in CUDA_BUCKETS if size <= 2 * options.max_batch)
+    known = tuned_for(options.tuning_table, device)
+    sizes = (known.buckets if known is not None else ()) or CUDA_BUCKETS
+    most = 2 * options.max_batch
+    buckets = options.buckets or (*(size for size in sizes if size < most), most)
     # one 1024² picture keeps a GPU's VAE kernels busy; more only costs memory
     return EngineLimits(options.max_batch, options.max_waiting, decode_batch=1, buckets=buckets)
+
+
+def keep_compiled(folder: Path | None) -> None:
+    """Let what `torch.compile` makes be found by the next process; to be called before the first compilation."""
+    if folder is not None:
+        for variable, name in COMPILE_CACHES.items():
+            os.environ.setdefault(variable, str(folder / name))
+
+
+def compile_shapes(checkpoint: Checkpoint, limits: EngineLimits) -> None:
+    """Compile for the checkpoint's own size in every bucket, where its levers say compile at all."""
+    if checkpoint.runner is None or checkpoint.levers.compile == "off":
+        return
+    defaults = checkpoint.info.defaults
+    ids = 5 if checkpoint.wants_aesthetics else 6
+    started = time.monotonic()
+    probes = (Probe(defaults.height, defaults.width, ids=ids, rows=rows) for rows in limits.buckets or (2,))
+    checkpoint.runner.prepare(probe_inputs(checkpoint.unet, probe) for probe in probes)
+    log.info("compiled for %s rows in %.1f s", limits.buckets, time.monotonic() - started)
 
 
 def choose_budget(options: EngineOptions, checkpoint: Checkpoint) -> int:

@@ -5,6 +5,7 @@ Every class is named here, none by the checkpoint; weights come from safetensors
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import torch
 
 from inference.engine.layout import SCHEDULER_CONFIG
 from inference.engine.libraries import quiet_libraries
+from inference.engine.straight import module_of, read_tensors
 from inference.engine.types import CheckpointError
 from inference.engine.weights import read_json
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a picture is drawn with, on the CPU as loaded.
+    """What a picture is drawn with, on the CPU as loaded; the UNet perhaps on its device already.
 
     A refiner's `text_encoder` is None, and so is its first tokenizer. A checkpoint that `requires_aesthetics_score`
     takes five numbers beside the prompt: original height and width, the crop's top and left, and the score.
@@ -53,11 +55,14 @@ class Parts:
         return (self.text_encoder_2,) if self.text_encoder is None else (self.text_encoder, self.text_encoder_2)
 
 
-def load_parts(located: Located, dtype: torch.dtype) -> Parts:
+def load_parts(located: Located, dtype: torch.dtype, device: torch.device | None = None) -> Parts:
     """Read everything once. The VAE is read in float32 where it cannot be used in half precision.
+
+    With a `device` the UNet, which is most of a checkpoint, is read straight onto it while the rest is loaded.
 
     Raises:
         CheckpointError: naming the part that cannot be loaded.
+        torch.OutOfMemoryError: the UNet does not fit on the device.
 
     """
     quiet_libraries()
@@ -68,7 +73,7 @@ def load_parts(located: Located, dtype: torch.dtype) -> Parts:
     upcast = read_json(located.folder / "vae" / "config.json").get("force_upcast", True)
     dtypes = dict.fromkeys(layout.parts, dtype) | {"vae": torch.float32 if upcast else dtype}
     if located.single_file is None:
-        modules = {part: _from_folder(located, part, dtypes[part]) for part in layout.parts}
+        modules = _from_folders(located, dtypes, device)
     else:
         modules = _from_single_file(located, located.single_file, tokenizers, dtypes)
     return Parts(
@@ -79,6 +84,17 @@ def load_parts(located: Located, dtype: torch.dtype) -> Parts:
         kind=layout.kind,
         requires_aesthetics_score=layout.requires_aesthetics_score,
     )
+
+
+def _from_folders(located: Located, dtypes: Mapping[str, torch.dtype], device: torch.device | None) -> dict[str, Any]:
+    if device is None:
+        return {part: _from_folder(located, part, dtype) for part, dtype in dtypes.items()}
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_tensors, located.weights["unet"].files, device, dtypes["unet"])
+        modules = {part: _from_folder(located, part, dtype) for part, dtype in dtypes.items() if part != "unet"}
+        with _loading(located, "unet"):
+            unet = module_of(_class_of("unet"), located.folder / "unet", reading.result())
+    return modules | {"unet": _from_folder(located, "unet", dtypes["unet"]) if unet is None else unet}
 
 
 def _from_folder(located: Located, part: str, dtype: torch.dtype) -> Any:
@@ -169,7 +185,7 @@ def _loading(located: Located, part: str) -> Iterator[None]:
     """Turns whatever the libraries throw at a broken file into a CheckpointError."""
     try:
         yield
-    except CheckpointError:
+    except (CheckpointError, torch.OutOfMemoryError):
         raise
     except NotImplementedError as problem:
         # a tensor without storage cannot be moved

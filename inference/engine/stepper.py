@@ -94,7 +94,7 @@ class Stepper:
             current.loaded.use(current.loras)
             if self._batch is None or not self._batch.holds(members, bucket):
                 self._batch = StepBatch(members, bucket, self._device, self._dtype)
-            self._batch.step(current.loaded.checkpoint.unet)
+            self._batch.step(current.loaded.checkpoint.unet_for(hooked=bool(current.loras)))
             self._stay_close()
         except torch.OutOfMemoryError:
             self._shrink(members, bucket)
@@ -156,6 +156,8 @@ class Stepper:
     def _shrink(self, members: list[Slot], bucket: int) -> None:
         """Out of memory: free what can be freed and go on with half the rows; alone, the picture fails."""
         self._batch = None
+        if (runner := members[0].current.loaded.checkpoint.runner) is not None:
+            runner.forget()
         free_memory(self._device)
         if len(members) == 1:
             problem = OutOfMemoryError("the device has not enough memory for a picture of this size")

@@ -147,9 +147,7 @@ def test_a_refiner_equals_the_stock_pipelines(
     assert distance(made, (stock * 255).round().astype(np.uint8)) <= 1
 
 
-def test_a_refiner_is_no_checkpoint_to_begin_with(
-    make_driver: Any, make_spec: Any, source: CheckpointSource
-) -> None:
+def test_a_refiner_is_no_checkpoint_to_begin_with(make_driver: Any, make_spec: Any, source: CheckpointSource) -> None:
     driver = make_driver(source=source)
     with pytest.raises(UnknownCheckpointError, match="refiner"):
         driver.start(make_spec(checkpoint="polish"))
