@@ -12,11 +12,10 @@ on (disk, composing process); 130 and 143 interrupted.
 from __future__ import annotations
 
 import os
-import signal
 import sqlite3
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -26,12 +25,10 @@ from compositor.design import Fit  # noqa: TC001 - typer reads it
 from compositor.feed.errors import FeedError
 from models.fetch import FetchPolicy, parse_allow_hosts
 from models.settings import CommonSettings, SettingsError, load_settings
+from scripts.calling.interruption import Interruption
 from scripts.headless.framing import MachineError
 from scripts.headless.options import OptionsError, Overrides, read_assets, read_design
 from scripts.headless.run import FeedUnavailableError, Request, frame_feed, output_folder
-
-if TYPE_CHECKING:
-    from types import FrameType
 
 
 class ExitCode(IntEnum):
@@ -66,20 +63,6 @@ class FeedMode(StrEnum):
 
     REPLACE = "replace"
     ADDITIONAL = "additional"
-
-
-class Interruption:
-    """SIGTERM and SIGHUP stop the process as Ctrl-C does, with an exit code of their own."""
-
-    def __init__(self) -> None:
-        self.code = ExitCode.INTERRUPTED
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-                signal.signal(number, self._stop)
-
-    def _stop(self, _number: int, _frame: FrameType | None) -> None:
-        self.code = ExitCode.TERMINATED
-        signal.raise_signal(signal.SIGINT)
 
 
 def fetch_policy(allow_hosts: list[str]) -> FetchPolicy:
@@ -181,7 +164,7 @@ def main(  # noqa: PLR0917 - typer makes options of them
         code = ExitCode.USAGE
     except KeyboardInterrupt:
         errors.print("Interrupted. Run the same command again to go on.")
-        code = interruption.code
+        code = ExitCode(interruption.code)
     raise typer.Exit(code)
 
 

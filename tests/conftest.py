@@ -1,17 +1,25 @@
-"""Checks that only a GPU can make are left out where there is none, and the summary says so.
+"""What all tests share: signals as in a terminal, and the checks that only a GPU can make.
 
-They are not skipped: nothing that can be installed would make them run. Each of them whose question makes sense on a
-CPU has a twin there, which always runs.
+The latter are left out where there is no GPU, and the summary says so. They are not skipped: nothing that can be
+installed would make them run. Each of them whose question makes sense on a CPU has a twin there, which always runs.
 """
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+def pytest_configure() -> None:
+    """A shell's background job ignores Ctrl-C and so would every program that a test starts and interrupts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 LEFT_OUT = pytest.StashKey[int]()
 KEY = "gpu_left_out"

@@ -22,4 +22,6 @@ class Interruption:
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self.code = TERMINATED
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)

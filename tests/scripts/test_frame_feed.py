@@ -205,7 +205,7 @@ async def test_interrupted_and_taken_up_again(bench: Bench, number: signal.Signa
     await until(lambda: (bench.out / "pictures").is_dir() and len(bench.pictures()) >= 15)
     process.send_signal(number)
     _, errors = await process.communicate()
-    assert process.returncode == code
+    assert process.returncode == code, errors.decode()
     assert number is signal.SIGKILL or "Run the same command again" in errors.decode()
     assert not (bench.out / "feed.xml").exists()
     before, sent = bench.pictures(), list(bench.shop.sent)

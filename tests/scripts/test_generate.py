@@ -211,7 +211,7 @@ def test_failures_are_reported_and_tried_again_only_when_asked(operator: Operato
 
 def test_ctrl_c_leaves_a_tidy_folder_and_the_next_run_goes_on(operator: Operator) -> None:
     operator.write(40)
-    operator.gateway.backend.seconds = 0.2
+    operator.gateway.backend.seconds = 1.0
     process = operator.start("--file", "prompts.jsonl", "--concurrency", "4")
     wait_until(lambda: len(operator.pictures) >= 3, 60, "three pictures")
     process.send_signal(signal.SIGINT)
