@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from inference.engine.counting import PIXELS_PER_LATENT
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-PIXELS_PER_LATENT = 8
 LANCZOS_LOBES = 3
 
 
@@ -106,8 +106,3 @@ def enlarge_mask(mask: NDArray[np.uint8], height: int, width: int) -> NDArray[np
     grown = functional.interpolate(picture, size=(height, width), mode="bilinear", align_corners=False)[0, 0]
     array: NDArray[np.uint8] = grown.round().clamp(0, 255).to(torch.uint8).numpy()
     return array
-
-
-def steps_kept(steps: int, strength: float) -> int:
-    """Steps that are drawn of a schedule of `steps` at a strength, at least one."""
-    return max(1, min(steps, math.floor(steps * strength)))

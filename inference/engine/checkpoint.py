@@ -19,8 +19,7 @@ from inference.engine.locate import locate
 from inference.engine.memory import choose_mode, free_bytes, needs_of
 from inference.engine.metadata import read_metadata
 from inference.engine.parts import load_parts
-from inference.engine.samplers import Samplers
-from inference.engine.schedulers import ALIASES, resolve_name
+from inference.engine.schedulers import ALIASES, allowed, resolve_name
 from inference.engine.types import CheckpointError, EngineInfo, UnknownSchedulerError
 from inference.engine.weights import fingerprint
 
@@ -244,7 +243,7 @@ def describe(
         dtype=str(dtype_on(device)).removeprefix("torch."),
         attention=attention,
         defaults=described.defaults,
-        schedulers=Samplers(scheduler_config).names,
+        schedulers=allowed(scheduler_config),
         scheduler_aliases=tuple(sorted(ALIASES)),
         versions={"python": platform.python_version(), **versions},
         memory_mode=mode,

@@ -103,7 +103,7 @@ class FastUnet:
             for given in shapes:
                 # cloned here: compiled code is for tensors made in inference mode, as the engine's are, or not
                 inputs = {name: tensor.clone() for name, tensor in given.items()}
-                _call_module(self._twin, inputs)
+                call_with(self._twin, inputs)
                 self._compiled.add(_shape_of(inputs))
 
     def forget(self) -> None:
@@ -115,11 +115,12 @@ class FastUnet:
         return self.levers.compile == "off" or _shape_of(inputs) in self._compiled
 
     def _call(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        return _call_module(self._twin if self._uses_twin(inputs) else self._unet, inputs)
+        return call_with(self._twin if self._uses_twin(inputs) else self._unet, inputs)
 
 
-def _call_module(module: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    output: Tensor = module(
+def call_with(unet: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Call a UNet, fast or not, as the denoising step does."""
+    output: Tensor = unet(
         inputs["sample"],
         inputs["timestep"],
         encoder_hidden_states=inputs["states"],

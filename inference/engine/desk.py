@@ -8,7 +8,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from inference.engine.passes import steps_of
+from inference.engine.counting import count_steps
 from inference.engine.slots import Ticket
 from inference.engine.types import (
     Cancelled,
@@ -69,7 +69,7 @@ class Desk:
             EngineError: closed, or the job's id is under way.
 
         """
-        ticket = Ticket(job, listener, steps_total=sum(steps_of(spec) for spec in job.pictures))
+        ticket = Ticket(job, listener, steps_total=sum(sum(count_steps(spec)) for spec in job.pictures))
         with self._lock:
             if self._closing:
                 raise EngineError("the engine is shutting down")

@@ -14,7 +14,7 @@ from inference.engine.desk import Desk
 from inference.engine.loop import EngineLoop
 from inference.engine.pace import Pace, predict
 from inference.engine.pool import CheckpointPool
-from inference.engine.samplers import Samplers
+from inference.engine.schedulers import resolve_for
 from inference.engine.stepper import EngineLimits
 from inference.engine.types import EngineStats, Predicted, UnknownCheckpointError, UnknownLoraError
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from inference.engine.checkpoint import Checkpoint
     from inference.engine.loras import LoraShelf
     from inference.engine.pace import Load
-    from inference.engine.source import CheckpointSource
+    from inference.engine.source import CheckpointSource, Described
     from inference.engine.types import EngineEvent, EngineInfo, EngineJob, PictureSpec
 
 __all__ = ["BatchingEngine", "EngineLimits"]
@@ -59,7 +59,7 @@ class BatchingEngine:
         self._shelf = shelf
         self._pace = Pace()
         self._own = checkpoint.info
-        self._samplers: dict[str, Samplers] = {"": Samplers(checkpoint.scheduler_config)}
+        self._own_schedule = checkpoint.scheduler_config
         self._desk = Desk(limits.max_waiting)
         self._pool = CheckpointPool(checkpoint, source, budget_bytes, self._pace, self._post)
         self._loop = EngineLoop(self._desk, self._pool, shelf, self._pace, limits)
@@ -149,32 +149,23 @@ class BatchingEngine:
         return replace(spec, checkpoint="") if spec.checkpoint == self._own.checkpoint else spec
 
     def _check(self, spec: PictureSpec) -> None:
-        name = "" if spec.checkpoint == self._own.checkpoint else spec.checkpoint
-        if name:
-            self._describe_as(name, "base")
-        self._samplers_of(name).resolve(spec.scheduler)
+        schedule = self._own_schedule
+        if spec.checkpoint not in ("", self._own.checkpoint):
+            schedule = self._describe_as(spec.checkpoint, "base").scheduler_config
+        resolve_for(schedule, spec.scheduler)
         if spec.refiner is not None:
-            self._describe_as(spec.refiner.checkpoint, "refiner")
-            self._samplers_of(spec.refiner.checkpoint).resolve(spec.scheduler)
+            resolve_for(self._describe_as(spec.refiner.checkpoint, "refiner").scheduler_config, spec.scheduler)
         for use in spec.loras:
             if self._shelf is None:
                 raise UnknownLoraError(f"LoRA '{use.name}' is not known; this server has none")
             self._shelf.check(use.name)
 
-    def _describe_as(self, name: str, kind: str) -> EngineInfo:
+    def _describe_as(self, name: str, kind: str) -> Described:
         if self._source is None:
             raise UnknownCheckpointError(f"checkpoint '{name}' is not one of {self._own.checkpoint}")
         found = self._source.describe(name)
         if found.kind != kind:
             raise UnknownCheckpointError(f"checkpoint '{name}' is a {found.kind}, and a {kind} is needed here")
-        return found.info
-
-    def _samplers_of(self, name: str) -> Samplers:
-        if (found := self._samplers.get(name)) is not None:
-            return found
-        if self._source is None:
-            raise UnknownCheckpointError(f"there is no checkpoint '{name}'")
-        found = self._samplers[name] = Samplers(self._source.describe(name).scheduler_config)
         return found
 
     def _predict(self, job: EngineJob) -> Predicted:

@@ -16,7 +16,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from inference.engine.attention import attention_context, choose_attention
-from inference.engine.compiling import FastUnet
+from inference.engine.compiling import FastUnet, call_with
+from inference.engine.counting import PIXELS_PER_LATENT
 from inference.engine.half_vae import rescale
 from inference.engine.tuning import fastest, median_s
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PIXELS_PER_LATENT = 8
 TOKENS = 77
 GUIDED_ROWS = 2
 PROBE_LATENTS = 64  # a side; 512 pixels are enough to tell one precision of the VAE from the other
@@ -80,18 +80,6 @@ def probe_inputs(unet: Any, probe: Probe) -> dict[str, Tensor]:
         "text_embeds": make(probe.rows, pooled),
         "time_ids": torch.full((probe.rows, probe.ids), float(probe.height), device=weight.device).to(weight.dtype),
     }
-
-
-def call_with(unet: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """Call a UNet, fast or not, as the denoising step does."""
-    output: Tensor = unet(
-        inputs["sample"],
-        inputs["timestep"],
-        encoder_hidden_states=inputs["states"],
-        added_cond_kwargs={"text_embeds": inputs["text_embeds"], "time_ids": inputs["time_ids"]},
-        return_dict=False,
-    )[0]
-    return output
 
 
 class DeviceGauge:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from inference.engine.counting import PIXELS_PER_LATENT
 from inference.engine.types import CheckpointError
 from inference.engine.weights import STEMS, Weights, find_weights, read_json
 
@@ -45,7 +46,6 @@ SCHEDULERS = tuple(
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # keys by which a model's config asks its library for code or packages beyond the library itself
 UNSAFE_KEYS = ("auto_map", "attn_implementation", "quantization_config")
-PIXELS_PER_LATENT = 8
 # numbers beside the prompt: original size, crop and target size, or original size, crop and a score
 TIME_IDS, TIME_IDS_WITH_SCORE = 6, 5
 

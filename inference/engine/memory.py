@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
+from inference.engine.counting import PIXELS_PER_LATENT
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -20,7 +22,6 @@ time, in tiles. `offload`: as `tiled`, and the text encoders and the VAE wait in
 MEMORY_MODES: tuple[str, ...] = ("auto", *get_args(MemoryMode))
 
 TILE_PIXELS = 512  # a side; SDXL's own sample size, diffusers' default, would not tile 1024x1024 at all
-PIXELS_PER_LATENT = 8
 SPARE = 0.92  # of the free memory: the rest is for the allocator's fragments and the libraries' workspaces
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from inference.engine.counting import PIXELS_PER_LATENT
 from inference.engine.types import CheckpointDefaults, CheckpointError
 from inference.engine.weights import read_json
 
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-PIXELS_PER_LATENT = 8
 # the wire's hard bounds
 MIN_SIDE, MAX_SIDE = 64, 4096
 MAX_STEPS = 150

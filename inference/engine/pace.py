@@ -10,6 +10,7 @@ import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from inference.engine.counting import count_steps
 from inference.engine.types import Predicted
 
 if TYPE_CHECKING:
@@ -120,15 +121,12 @@ class Pace:
         """
         own_rows = 2 if spec.guided else 1
         rows = max(rows_together, own_rows)
-        passes = [(_drawn(spec), spec.height, spec.width, model)]
+        steps = count_steps(spec)
+        passes = [(steps.base, spec.height, spec.width, model)]
         if spec.refiner is not None:
-            base, height, width, _ = passes[0]
-            passes[0] = (max(1, round(base * spec.refiner.switch_at)), height, width, model)
-            refined = max(1, round(spec.refiner.steps * (1 - spec.refiner.switch_at)))
-            passes.append((refined, height, width, refiner))
+            passes.append((steps.refiner, spec.height, spec.width, refiner))
         if spec.hires is not None:
-            again = max(1, int(spec.hires.steps * spec.hires.strength))
-            passes.append((again, spec.hires.height, spec.hires.width, model))
+            passes.append((steps.hires, spec.hires.height, spec.hires.width, model))
         paces = [self.row_seconds(height, width, rows, model=name) for _, height, width, name in passes]
         if any(pace is None for pace in paces):
             return None
@@ -151,11 +149,6 @@ class Pace:
         if spec.hires.upscaler == "latent":
             return large
         return decode + through + large
-
-
-def _drawn(spec: PictureSpec) -> int:
-    """Steps of the first pass."""
-    return spec.steps if spec.init is None else max(1, int(spec.steps * spec.init.strength))
 
 
 def _learned(known: Mean, seconds: float) -> Mean:

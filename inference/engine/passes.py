@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from inference.engine.canvas import PIXELS_PER_LATENT, enlarge, enlarge_latents, latent_mask, steps_kept
+from inference.engine.canvas import enlarge, enlarge_latents, latent_mask
+from inference.engine.counting import PIXELS_PER_LATENT
 from inference.engine.slots import Inpaint, Pass, PassKind, Slot
 
 if TYPE_CHECKING:
@@ -27,18 +28,6 @@ def passes_of(spec: PictureSpec) -> list[PassKind]:
     if spec.hires is not None:
         kinds.append(PassKind.HIRES)
     return kinds
-
-
-def steps_of(spec: PictureSpec) -> int:
-    """About how many steps a picture takes over all passes; schedulers of higher order take more."""
-    base = spec.steps if spec.init is None else steps_kept(spec.steps, spec.init.strength)
-    total = base
-    if spec.refiner is not None:
-        total = max(1, round(base * spec.refiner.switch_at))
-        total += max(1, round(spec.refiner.steps * (1 - spec.refiner.switch_at)))
-    if spec.hires is not None:
-        total += steps_kept(spec.hires.steps, spec.hires.strength)
-    return total
 
 
 def checkpoint_of(spec: PictureSpec, kind: PassKind) -> str:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-PIXELS_PER_LATENT = 8
 PICTURES = 8
 SIDE = 128  # pixels; a 64th of SDXL's own size, so that fitting costs an eighth of one encoding at 1024x1024
 GRIDS = (1, 2, 3, 5)  # cells of flat colour on a side: from one colour to what a preview can still tell apart

@@ -32,11 +32,10 @@ FIELDS: Final = ("prompt", "negative_prompt")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """One text: `states` [tokens, width], `pooled` [pooled width]; `dropped` tokens did not fit."""
+    """One text: `states` [tokens, width], `pooled` [pooled width]."""
 
     states: Tensor
     pooled: Tensor
-    dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,14 +120,12 @@ class PromptEncoder:
             (*notes, *_named(fields[1], other.notes)),
         )
 
-    def _text(
-        self, text: str, syntax: PromptSyntax, key: Hashable, *, zero: bool = False, most: int = MAX_CHUNKS
-    ) -> _Encoded:
+    def _text(self, text: str, syntax: PromptSyntax, key: Hashable, *, zero: bool = False) -> _Encoded:
         """One text, kept or new; with `zero`, zeros for one without any token."""
-        name = (text, syntax, zero, most, key)
+        name = (text, syntax, zero, key)
         found = self._kept.get(name)
         if found is None:
-            found = self._encode(parse(text) if syntax == "a1111" else plain(text), zero=zero, most=most)
+            found = self._encode(parse(text) if syntax == "a1111" else plain(text), zero=zero)
             self._kept.put(name, found)
         return found
 
@@ -143,11 +140,11 @@ class PromptEncoder:
         else:
             empty = self._text("", "plain", key).embedding.states
             more = empty.repeat(missing // len(empty), 1)
-        return Embedding(torch.cat((states, more)), text.embedding.pooled, text.embedding.dropped)
+        return Embedding(torch.cat((states, more)), text.embedding.pooled)
 
-    def _encode(self, parsed: Parsed, *, zero: bool, most: int) -> _Encoded:
+    def _encode(self, parsed: Parsed, *, zero: bool) -> _Encoded:
         packed = [
-            pack(_tokenize(tokenizer, parsed), _length(tokenizer, encoder) - 2, most)
+            pack(_tokenize(tokenizer, parsed), _length(tokenizer, encoder) - 2, MAX_CHUNKS)
             for tokenizer, encoder in zip(self._tokenizers, self._encoders, strict=True)
         ]
         count = max(len(chunks) for chunks, _ in packed)
@@ -160,8 +157,8 @@ class PromptEncoder:
             states, pooled = torch.zeros_like(states), torch.zeros_like(pooled)
         notes = parsed.notes
         if dropped:
-            notes = (*notes, f"its last {dropped} tokens did not fit into {most} chunks and were left out")
-        return _Encoded(Embedding(states, pooled, dropped), notes, empty)
+            notes = (*notes, f"its last {dropped} tokens did not fit into {MAX_CHUNKS} chunks and were left out")
+        return _Encoded(Embedding(states, pooled), notes, empty)
 
     def _through_encoders(self, rows: Sequence[Sequence[Sequence[Token]]]) -> tuple[Tensor, Tensor]:
         """States [tokens, width] and pooled [width] of an equal number of chunks for each encoder."""

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import PNDMScheduler
 
-from inference.engine.schedulers import ALIASES, KINDS, SchedulerKind, resolve_name
+from inference.engine.counting import steps_kept
+from inference.engine.schedulers import ALIASES, KINDS, SchedulerKind, allowed, resolve_for, resolve_name
 from inference.engine.schedules import Schedule, own_scheduler, plms_from, read_schedule, template
-from inference.engine.types import UnknownSchedulerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -33,8 +33,8 @@ class Samplers:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         """`config` is the checkpoint's `scheduler_config.json`, with what `igen.json` overrides in it."""
-        self._refused = {name: why for name, kind in KINDS.items() if (why := kind.refusal(config))}
-        self._templates = {name: template(kind, config) for name, kind in KINDS.items() if name not in self._refused}
+        self._config = config
+        self._templates = {name: template(KINDS[name], config) for name in allowed(config)}
         self._schedules: dict[tuple[str, int], Schedule] = {}
 
     @property
@@ -50,13 +50,7 @@ class Samplers:
                 can.
 
         """
-        known = resolve_name(name, spacing)
-        if known in self._refused:
-            raise UnknownSchedulerError(
-                f"scheduler '{name}' cannot be used with this checkpoint: {self._refused[known]}; "
-                f"those that can are {', '.join(self._templates)}"
-            )
-        return known
+        return resolve_for(self._config, name, spacing)
 
     def make(self, name: str, steps: int, device: torch.device) -> Sampler:  # noqa: ARG002 - numbers live on the host
         """A fresh sampler set to `steps` steps, at the beginning of its schedule.
@@ -122,8 +116,7 @@ class Sampler:
 
     def begin_at(self, strength: float) -> None:
         """Leave out the first steps so that `strength` of them are drawn, at least one (diffusers' img2img)."""
-        drawn = max(1, min(int(self.schedule.steps * strength), self.schedule.steps))
-        left_out = self.schedule.steps - drawn
+        left_out = self.schedule.steps - steps_kept(self.schedule.steps, strength)
         if isinstance(self.scheduler, PNDMScheduler):
             self._begin_plms(left_out)
         else:

@@ -184,3 +184,24 @@ def _with_karras(name: str, known: str) -> str:
         able = ", ".join(kind.removesuffix("_karras") for kind in KINDS if kind.endswith("_karras"))
         raise UnknownSchedulerError(f"scheduler '{name}' has no Karras spacing; those that have are {able}")
     return f"{known}_karras"
+
+
+def allowed(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Every scheduler that a checkpoint with these scheduler settings can be drawn with."""
+    return tuple(name for name, kind in KINDS.items() if kind.refusal(config) is None)
+
+
+def resolve_for(config: Mapping[str, Any], name: str, spacing: str = "") -> str:
+    """As `resolve_name`, for a checkpoint with these scheduler settings.
+
+    Raises:
+        UnknownSchedulerError: the name is not known, or this checkpoint cannot be drawn with it.
+
+    """
+    known = resolve_name(name, spacing)
+    if (refusal := KINDS[known].refusal(config)) is not None:
+        raise UnknownSchedulerError(
+            f"scheduler '{name}' cannot be used with this checkpoint: {refusal}; "
+            f"those that can are {', '.join(allowed(config))}"
+        )
+    return known

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.calling.folder import disk_words, write_whole
 from scripts.calling.gateway import Reply, UnreachableError
+from scripts.calling.working import work_together
 from scripts.generating.manifest import Ended
 
 if TYPE_CHECKING:
@@ -86,13 +87,7 @@ class Drawing:
 
         """
         jobs = self._manifest.open_jobs()
-        tasks = [asyncio.create_task(self._work(jobs)) for _ in range(at_once)]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await work_together(at_once, lambda: self._work(jobs))
 
     async def _work(self, jobs: Iterator[Job]) -> None:
         for job in jobs:  # shared by all tasks; each takes the next

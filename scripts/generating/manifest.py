@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Self
 
+from scripts.calling.working import Transaction
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
@@ -198,23 +200,12 @@ class Manifest:
         row = (request, occurrence, prompt.canonical, _new_key(), prompt.position)
         self._database.execute(_ADD, row)
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._database)
+    def _transaction(self) -> Transaction:
+        return Transaction(self._database)
 
     def _get(self, name: str) -> str | None:
         row = self._database.execute("SELECT value FROM state WHERE name = ?", (name,)).fetchone()
         return None if row is None else str(row[0])
-
-
-class _Transaction:
-    def __init__(self, database: sqlite3.Connection) -> None:
-        self._database = database
-
-    def __enter__(self) -> None:
-        self._database.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._database.execute("COMMIT" if kind is None else "ROLLBACK")
 
 
 def _request(prompt: Prompt) -> str:

@@ -207,7 +207,8 @@ def count_full_size() -> Cost:
 @torch.no_grad()
 def count(unet: Any, vae: Any, size: int) -> Cost:
     """Of one row and one picture of `size` pixels a side; runs both modules once, on their device."""
-    from inference.engine.gauge import Probe, call_with, probe_inputs  # noqa: PLC0415 - as above
+    from inference.engine.compiling import call_with  # noqa: PLC0415 - as above
+    from inference.engine.gauge import Probe, probe_inputs  # noqa: PLC0415 - as above
 
     with FlopCounterMode(display=False) as step:
         call_with(unet, probe_inputs(unet, Probe(size, size, rows=1)))

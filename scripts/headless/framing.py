@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from compositor.compose.errors import ComposeCode, ComposeError
 from compositor.compose.job import ComposeJob
 from compositor.sources import SourceError
+from scripts.calling.working import work_together
 from scripts.headless.manifest import Outcome
 
 if TYPE_CHECKING:
@@ -84,13 +84,7 @@ class Framing:
 
         """
         items = self._manifest.waiting()
-        tasks = [asyncio.create_task(self._work(items)) for _ in range(at_once)]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await work_together(at_once, lambda: self._work(items))
 
     async def _work(self, items: Iterator[Item]) -> None:
         for item in items:  # shared by all tasks; each takes the next

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from compositor.sources import Known
+from scripts.calling.working import Transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -191,23 +192,12 @@ class Manifest:
         """The run is over; the next one starts anew."""
         self._database.execute("UPDATE state SET value = 'finished' WHERE name = 'stage'")
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._database)
+    def _transaction(self) -> Transaction:
+        return Transaction(self._database)
 
     def _get(self, name: str) -> str | None:
         row = self._database.execute("SELECT value FROM state WHERE name = ?", (name,)).fetchone()
         return None if row is None else str(row[0])
-
-
-class _Transaction:
-    def __init__(self, database: sqlite3.Connection) -> None:
-        self._database = database
-
-    def __enter__(self) -> None:
-        self._database.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._database.execute("COMMIT" if kind is None else "ROLLBACK")
 
 
 def _row(entry: FeedEntry) -> tuple[object, ...]:

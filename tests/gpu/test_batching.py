@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from inference.engine.compiling import call_with
 from inference.engine.engine import BatchingEngine, EngineLimits
-from inference.engine.gauge import Probe, call_with, probe_inputs
+from inference.engine.gauge import Probe, probe_inputs
 from inference.engine.levers import Levers
 from inference.engine.types import Cancelled, Completed, EngineJob, Failed, PictureDone, PictureSpec
 from scripts.gpubench.contestants import checkpoint_over

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from inference.engine.attention import choose_attention
-from inference.engine.compiling import FastUnet, twin_of
+from inference.engine.compiling import FastUnet, call_with, twin_of
 from inference.engine.decode import LatentDecoder
-from inference.engine.gauge import Probe, call_with, halved, probe_inputs
+from inference.engine.gauge import Probe, halved, probe_inputs
 from inference.engine.half_vae import FACTOR, rescale
 from inference.engine.levers import Levers
 from scripts.gpubench import accuracy

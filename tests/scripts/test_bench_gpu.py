@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from inference.engine.compiling import twin_of
+from inference.engine.compiling import call_with, twin_of
 from inference.engine.engine import BatchingEngine, EngineLimits
-from inference.engine.gauge import Probe, call_with, probe_inputs
+from inference.engine.gauge import Probe, probe_inputs
 from inference.engine.levers import Levers
 from inference.engine.tuning import read_table
 from scripts import bench_gpu

@@ -14,7 +14,6 @@ from inference.engine.canvas import (
     enlarge_mask,
     keep_outside,
     latent_mask,
-    steps_kept,
     to_pixels,
     to_planes,
 )
@@ -90,10 +89,3 @@ def test_encoding_is_the_inverse_of_decoding(checkpoint: Checkpoint, tiny_pictur
     assert torch.equal(latents, LatentEncoder(checkpoint.vae).encode(tiny_picture))
     again = LatentDecoder(checkpoint.vae).decode(latents[None])[0]
     assert np.abs(again.astype(int) - tiny_picture.astype(int)).mean() < 12
-
-
-@pytest.mark.parametrize(
-    ("steps", "strength", "kept"), [(10, 1.0, 10), (10, 0.5, 5), (10, 0.01, 1), (1, 0.9, 1), (7, 0.99, 6)]
-)
-def test_strength_is_a_share_of_the_steps(steps: int, strength: float, kept: int) -> None:
-    assert steps_kept(steps, strength) == kept

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from inference.engine.checkpoint import load_checkpoint
-from inference.engine.compiling import FastUnet, fuse, twin_of
-from inference.engine.gauge import Probe, call_with, probe_inputs
+from inference.engine.compiling import FastUnet, call_with, fuse, twin_of
+from inference.engine.gauge import Probe, probe_inputs
 from inference.engine.levers import Levers
 from inference.engine.types import CheckpointError
 from tests.support.checkpoints import CATALOGUE

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from inference.engine.checkpoint import load_checkpoint
-from inference.engine.gauge import DeviceGauge, Probe, call_with, device_clock, probe_inputs
+from inference.engine.compiling import call_with
+from inference.engine.gauge import DeviceGauge, Probe, device_clock, probe_inputs
 from inference.engine.levers import Levers
 from tests.support.checkpoints import CATALOGUE
 
