@@ -11,29 +11,25 @@ import os
 import secrets
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Table, bindparam, func, select, update
+from sqlalchemy import update
 
+from compositor import chunkrows as rows
 from compositor.errors import LeaseLostError
 from compositor.rows import changed, upsert
 from compositor.runlease import process_name
-from compositor.runs import claimable
 from models.db import utc_now
-from models.tables import ItemState, Output, Run, RunChunk, RunItem, RunState, Source
+from models.tables import ItemState, RunChunk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
 
-    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.engine import Connection
 
     from models.db import Database
 
-ITEMS = cast("Table", RunItem.__table__)
-OUTPUTS = cast("Table", Output.__table__)
-SOURCES = cast("Table", Source.__table__)
-CLAIM_AT_ONCE = 8
 FAILED_TAKING = 3
 """What a taking counts that came to nothing in a worker which lives. One that ended with its worker counts one: they
 are killed for many reasons, and a product that kills them has its own tries."""
@@ -52,6 +48,16 @@ class ChunkLease:
     size: int
     fence: int
     attempts: int
+
+    @property
+    def key(self) -> dict[str, int]:
+        """Parameters that say which row of `run_chunks` this is about, and that it must not be another's by now."""
+        return {"of_run": self.run_id, "of_number": self.number, "of_fence": self.fence}
+
+    @property
+    def items(self) -> dict[str, int]:
+        """Parameters that say which rows of `run_items` belong to it."""
+        return {"of_run": self.run_id, "of_first": self.first, "of_end": self.first + self.size}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,12 @@ class Results:
     outcomes: list[Outcome] = field(default_factory=list)
     sources: list[dict[str, Any]] = field(default_factory=list)
     tries: list[int] = field(default_factory=list)
+    saved: bool = False
+    """Whether all of it is committed; it may be although the caller was cancelled in the moment of the commit."""
+
+    def note_saved(self) -> None:
+        """All of it is committed."""
+        self.saved = True
 
     def __bool__(self) -> bool:
         return bool(self.outcomes or self.sources or self.tries)
@@ -92,21 +104,14 @@ class Chunks:
 
     async def claim(self, run_id: int) -> ChunkLease | None:
         """Take a chunk of a run that is being composed; None when all are done or in other workers' hands."""
-        while True:
-            now = self._clock()
-            found = select(RunChunk).where(RunChunk.run_id == run_id, claimable(now)).order_by(RunChunk.number)
-            async with self._db.read() as session:
-                candidates = list(await session.scalars(found.limit(CLAIM_AT_ONCE)))
-            if not candidates:
-                return None
-            for chunk in candidates:
-                if await self._seize(chunk, now):
-                    return ChunkLease(
-                        run_id, chunk.number, chunk.first, chunk.size, chunk.fence + 1, chunk.attempts + 1
-                    )
-            async with self._db.read() as session:
-                if await session.scalar(select(Run.state).where(Run.id == run_id)) != RunState.COMPOSING.value:
-                    return None
+        now = self._clock()
+        return await self._db.write_at_once(lambda connection: self._claim(connection, run_id, now))
+
+    async def waiting(self, lease: ChunkLease) -> Sequence[Any]:
+        """The columns of `chunkrows.WAITING_ITEMS` of each item of a chunk that has no outcome, in their order."""
+        return await self._db.read_at_once(
+            lambda connection: connection.execute(rows.WAITING_ITEMS, lease.items).all()
+        )
 
     async def renew(self, lease: ChunkLease) -> None:
         """Prolong a lease.
@@ -115,8 +120,7 @@ class Chunks:
             LeaseLostError: the chunk is another's now, or the run is no longer composed.
 
         """
-        async with self._db.write() as session:
-            await self._guard(session, lease, {})
+        await self._db.write_at_once(lambda connection: self._guard(connection, lease))
 
     async def save(self, lease: ChunkLease, results: Results, *, done: bool = False) -> None:
         """Write results, and the chunk's counts as they then are, in one transaction; the lease is prolonged too.
@@ -127,14 +131,17 @@ class Chunks:
             LeaseLostError: nothing was written, see `renew`.
 
         """
-        async with self._db.write() as session:
-            await self._guard(session, lease, {"attempts": 0} if results.outcomes else {})
-            await _save_tries(session, lease.run_id, results.tries)
-            await _save_outcomes(session, lease.run_id, results.outcomes, self._clock())
-            await upsert(session, OUTPUTS, [row for outcome in results.outcomes for row in outcome.outputs])
-            await upsert(session, SOURCES, _last_of_each(results.sources))
+
+        def write(connection: Connection) -> None:
+            self._guard(connection, lease, progress=bool(results.outcomes))
+            _save_tries(connection, lease.run_id, results.tries, 1)
+            _save_outcomes(connection, lease.run_id, results.outcomes, self._clock())
+            upsert(connection, rows.OUTPUTS, [row for outcome in results.outcomes for row in outcome.outputs])
+            upsert(connection, rows.SOURCES, _last_of_each(results.sources))
             if results.outcomes or done:
-                await self._count(session, lease, done=done)
+                _count(connection, lease, done=done)
+
+        await self._db.write_at_once(write, results.note_saved)
 
     async def take_back(self, lease: ChunkLease, positions: Sequence[int]) -> None:
         """Undo one try of each of these items: their worker lives, so composing them killed nobody.
@@ -143,9 +150,12 @@ class Chunks:
             LeaseLostError: nothing was written, see `renew`.
 
         """
-        async with self._db.write() as session:
-            await self._guard(session, lease, {})
-            await _save_tries(session, lease.run_id, positions, -1)
+
+        def write(connection: Connection) -> None:
+            self._guard(connection, lease)
+            _save_tries(connection, lease.run_id, positions, -1)
+
+        await self._db.write_at_once(write)
 
     async def release(self, lease: ChunkLease, *, pause_s: float = 0.0) -> None:
         """Give an unfinished chunk back, so that a worker may take it at once or `pause_s` seconds from now."""
@@ -156,8 +166,8 @@ class Chunks:
         async with self._db.write() as session:
             await session.execute(
                 update(RunChunk)
-                .where(*_mine(lease))
-                .where(RunChunk.state == "running")
+                .where(RunChunk.run_id == lease.run_id, RunChunk.number == lease.number)
+                .where(RunChunk.fence == lease.fence, RunChunk.state == "running")
                 .values(**free, fence=RunChunk.fence + 1, attempts=RunChunk.attempts + FAILED_TAKING - 1)
             )
 
@@ -170,86 +180,55 @@ class Chunks:
                 await session.execute(update(RunChunk).where(*held).values(**free, fence=RunChunk.fence + 1))
             )
 
-    async def _seize(self, chunk: RunChunk, now: datetime) -> bool:
-        take = (
-            update(RunChunk)
-            .where(RunChunk.run_id == chunk.run_id, RunChunk.number == chunk.number, RunChunk.fence == chunk.fence)
-            .where(claimable(now), _composing(chunk.run_id))
-            .values(
-                state="running",
-                lease_owner=self.owner,
-                lease_expires_at=now + self._lease,
-                fence=chunk.fence + 1,
-                attempts=chunk.attempts + 1,
-            )
-        )
-        async with self._db.write() as session:
-            return bool(changed(await session.execute(take)))
+    def _claim(self, connection: Connection, run_id: int, now: datetime) -> ChunkLease | None:
+        found = connection.execute(rows.FREE, {"of_run": run_id, "of_now": now}).first()
+        if found is None:
+            return None
+        lease = ChunkLease(run_id, found.number, found.first, found.size, found.fence + 1, found.attempts + 1)
+        new = {"of_fence": found.fence, "new_owner": self.owner, "new_until": now + self._lease}
+        connection.execute(rows.SEIZE, {**lease.key, **new})
+        return lease
 
-    async def _guard(self, session: AsyncSession, lease: ChunkLease, values: dict[str, Any]) -> None:
-        held = (
-            update(RunChunk)
-            .where(*_mine(lease))
-            .where(RunChunk.state == "running", _composing(lease.run_id))
-            .values(lease_expires_at=self._clock() + self._lease, **values)
-        )
-        if not changed(await session.execute(held)):
+    def _guard(self, connection: Connection, lease: ChunkLease, *, progress: bool = False) -> None:
+        new = {"new_until": self._clock() + self._lease, "new_progress": progress}
+        if not changed(connection.execute(rows.GUARD, {**lease.key, **new})):
             raise LeaseLostError
 
-    async def _count(self, session: AsyncSession, lease: ChunkLease, *, done: bool) -> None:
-        query = (
-            select(RunItem.state, RunItem.reused, func.count())
-            .where(RunItem.run_id == lease.run_id)
-            .where(RunItem.position >= lease.first, RunItem.position < lease.first + lease.size)
-            .group_by(RunItem.state, RunItem.reused)
-        )
-        numbers = dict.fromkeys(("completed", "failed", "skipped", "waiting", "reused"), 0)
-        for state, reused, count in await session.execute(query):
-            numbers[state] += count
-            if reused and state == ItemState.COMPLETED.value:
-                numbers["reused"] += count
-        waiting = numbers.pop("waiting")
-        values: dict[str, Any] = dict(numbers)
-        if done:
-            values |= {"state": "waiting" if waiting else "done", "lease_owner": None, "lease_expires_at": None}
-        await session.execute(update(RunChunk).where(*_mine(lease)).values(**values))
+
+def _count(connection: Connection, lease: ChunkLease, *, done: bool) -> None:
+    numbers = dict.fromkeys((*rows.COUNTED, "waiting"), 0)
+    for state, reused, count in connection.execute(rows.COUNT, lease.items):
+        numbers[state] += count
+        if reused and state == ItemState.COMPLETED.value:
+            numbers["reused"] += count
+    new: dict[str, Any] = {f"new_{name}": numbers[name] for name in rows.COUNTED}
+    if done:
+        new["new_state"] = "waiting" if numbers["waiting"] else "done"
+    connection.execute(rows.END if done else rows.COUNTS, {**lease.key, **new})
 
 
-def _mine(lease: ChunkLease) -> tuple[Any, ...]:
-    return (RunChunk.run_id == lease.run_id, RunChunk.number == lease.number, RunChunk.fence == lease.fence)
-
-
-def _composing(run_id: int) -> Any:
-    return select(Run.id).where(Run.id == run_id, Run.state == RunState.COMPOSING.value).exists()
-
-
-async def _save_tries(session: AsyncSession, run_id: int, positions: Sequence[int], by: int = 1) -> None:
+def _save_tries(connection: Connection, run_id: int, positions: Sequence[int], by: int) -> None:
     if positions:
-        these = (RunItem.run_id == run_id, RunItem.position.in_(positions))
-        await session.execute(update(RunItem).where(*these).values(attempts=RunItem.attempts + by))
+        connection.execute(rows.TRY, {"of_run": run_id, "of_positions": list(positions), "new_tries": by})
 
 
-async def _save_outcomes(session: AsyncSession, run_id: int, outcomes: Sequence[Outcome], now: datetime) -> None:
+def _save_outcomes(connection: Connection, run_id: int, outcomes: Sequence[Outcome], now: datetime) -> None:
     if not outcomes:
         return
-    statement = (
-        update(ITEMS)
-        .where(ITEMS.c.run_id == run_id, ITEMS.c.position == bindparam("at"))
-        .values({name: bindparam(f"new_{name}") for name in ("state", "reused", "code", "reason", "source_key")})
-        .values(finished_at=now)
-    )
-    rows = [
+    parameters = [
         {
-            "at": outcome.position,
+            "of_run": run_id,
+            "of_position": outcome.position,
             "new_state": outcome.state.value,
             "new_reused": outcome.reused,
             "new_code": outcome.code,
             "new_reason": None if outcome.reason is None else outcome.reason[:512],
             "new_source_key": outcome.source_key,
+            "new_finished_at": now,
         }
         for outcome in outcomes
     ]
-    await (await session.connection()).execute(statement, rows)
+    connection.execute(rows.OUTCOME, parameters)
 
 
 def _last_of_each(sources: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,12 +11,12 @@ import gc
 import shutil
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 from redis.exceptions import RedisError
-from sqlalchemy import func, select
 
+from compositor.chunkrows import ALL_DONE, FREE_COUNT, RUN_STANDING
 from compositor.chunks import FAILED_TAKING
 from compositor.errors import LeaseLostError, RunFailedError
 from compositor.ingest import ingest as ingest_feed
@@ -24,18 +24,19 @@ from compositor.kit import open_kit
 from compositor.materials import gather_materials
 from compositor.names import OutputNamer
 from compositor.publish import publish as publish_feed
-from compositor.runlease import MOST_ATTEMPTS, RunLease, all_done
-from compositor.runs import claimable
+from compositor.runlease import MOST_ATTEMPTS, RunLease
 from compositor.snapshot import Snapshot
 from compositor.webhook import send_webhook
 from compositor.work import RunWork, work_on_chunk
 from models.db import utc_now
 from models.logs import get_logger
 from models.store import StoreError
-from models.tables import Run, RunChunk, RunState
+from models.tables import Run, RunState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from sqlalchemy.engine import Connection
 
     from compositor.chunks import ChunkLease
     from compositor.compose.process import ComposeProcess
@@ -189,12 +190,14 @@ def _outage_pause(attempts: int) -> float:
 
 async def _go_on(kit: Kit, run_id: int) -> None:
     """What comes next for a run that is being composed: its end, now, or another turn to ask for. Rows say which."""
-    waiting = select(func.count()).select_from(RunChunk).where(RunChunk.run_id == run_id, claimable(utc_now()))
-    done = select(Run.id).where(Run.id == run_id, Run.state == RunState.COMPOSING.value, all_done(run_id))
-    async with kit.db.read() as session:
-        left = int(await session.scalar(waiting) or 0)
-        over = not left and await session.scalar(done) is not None
-        run = await session.get(Run, run_id)
+    which = {"of_run": run_id, "of_now": utc_now()}
+
+    def look(connection: Connection) -> tuple[int, bool, Any]:
+        left = int(connection.scalar(FREE_COUNT, which) or 0)
+        over = not left and connection.scalar(ALL_DONE, which) is not None
+        return left, over, connection.execute(RUN_STANDING, which).first()
+
+    left, over, run = await kit.db.read_at_once(look)
     if run is None:
         return  # its frame was deleted meanwhile
     await kit.reporter.report(run.frame_id, run_id, None, force=True)

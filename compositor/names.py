@@ -9,7 +9,6 @@ import secrets
 from typing import TYPE_CHECKING
 
 from compositor.compose.fields import NAME, canonical
-from models.store import content_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from compositor.design import Design, OutputSize
     from compositor.snapshot import Snapshot
 
-RENDER_VERSION = 2
+RENDER_VERSION = 3
 """To be raised with every change of `compositor.compose` that changes pixels: outputs are then composed anew."""
 
 _DERIVED = {"discount": ("price", "sale_price")}
@@ -60,13 +59,13 @@ class OutputNamer:
 
 
 def output_key(name: str, suffix: str) -> str:
-    """Where an output lies in the store."""
-    return f"outputs/{name[:2]}/{name[2:4]}/{name}.{suffix}"
+    """Where an output lies in the store. One level of folders: more cost a run a folder for each of its pictures."""
+    return f"outputs/{name[:2]}/{name}.{suffix}"
 
 
 def source_key(owner_id: str, sha256: str) -> str:
     """Where a product's picture, as fetched, lies in the store: by content, apart for each owner."""
-    return f"sources/{owner_id}/{content_key(sha256, '.bin').removeprefix('objects/')}"
+    return f"sources/{owner_id}/{sha256[:2]}/{sha256}.bin"
 
 
 def feed_copy_key(run_id: int) -> str:

@@ -8,7 +8,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from compositor.names import source_key
 from compositor.sources import Known, SourcePicture
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from models.tables import Run
 
 
-STORED = (
+STORED = select(
     *(Source.url_sha256, Source.sha256, Source.object_key, Source.bytes),
     *(Source.etag, Source.last_modified, Source.checked_at),
-)
+).where(Source.owner_id == bindparam("of_owner"), Source.url_sha256.in_(bindparam("of_addresses", expanding=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,9 @@ class Pictures:
     async def learn(self, urls: Collection[str]) -> None:
         """Read what is known of these addresses and still whole in the store; nobody deletes that during a run."""
         by_hash = {_hash(url): url for url in urls}
-        query = select(*STORED).where(Source.owner_id == self._run.owner_id, Source.url_sha256.in_(sorted(by_hash)))
-        async with self._kit.db.read() as session:
-            rows = [_Stored(*row) for row in await session.execute(query)]
+        which = {"of_owner": self._run.owner_id, "of_addresses": sorted(by_hash)}
+        found = await self._kit.db.read_at_once(lambda connection: connection.execute(STORED, which).all())
+        rows = [_Stored(*row) for row in found]
         there = await self._kit.store.sizes({row.object_key for row in rows}) if rows else {}
         self._known = {by_hash[row.url_sha256]: row for row in rows if there.get(row.object_key) == row.bytes}
 

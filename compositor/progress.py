@@ -15,13 +15,16 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import select
 
-from compositor.runs import counts
+from compositor.chunkrows import RUN_STANDING
+from compositor.runs import read_counts
 from models.db import utc_now
 from models.logs import get_logger
 from models.tables import Run, RunState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from sqlalchemy.engine import Connection
 
     from compositor.runs import Counts
     from models.db import Database
@@ -96,9 +99,12 @@ async def describe(db: Database, run_id: int) -> dict[str, Any] | None:
 
     `rate` is in products a second since the run began, `eta` in seconds, None while nothing can be said.
     """
-    async with db.read() as session:
-        run = await session.get(Run, run_id)
-    return None if run is None else _message(run, await counts(db, run_id))
+
+    def look(connection: Connection) -> dict[str, Any] | None:
+        run = connection.execute(RUN_STANDING, {"of_run": run_id}).first()
+        return None if run is None else _message(run, read_counts(connection, [run_id])[run_id])
+
+    return await db.read_at_once(look)
 
 
 async def subscribe(redis: Redis, frame_id: int) -> AsyncIterator[dict[str, Any]]:
@@ -179,7 +185,7 @@ async def _last_seq(redis: Redis, frame_id: int) -> list[int] | None:
     return None if epoch is None or number is None else [int(epoch), int(number)]
 
 
-def _message(run: Run, found: Counts) -> dict[str, Any]:
+def _message(run: Any, found: Counts) -> dict[str, Any]:
     total = found.total if run.total is None else run.total
     rate, eta = _pace(run, found, total)
     return {
@@ -197,7 +203,7 @@ def _message(run: Run, found: Counts) -> dict[str, Any]:
     }
 
 
-def _pace(run: Run, found: Counts, total: int) -> tuple[float | None, float | None]:
+def _pace(run: Any, found: Counts, total: int) -> tuple[float | None, float | None]:
     if run.started_at is None:
         return None, None
     seconds = ((run.finished_at or utc_now()) - run.started_at).total_seconds()

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 from sqlalchemy import and_, func, or_, select, update
 
+from compositor.chunkrows import claimable
 from compositor.errors import NoFeedError, RunActiveError
 from compositor.kit import sweep_work_folder
 from compositor.queue import Queues, connect
 from compositor.rows import changed
-from compositor.runs import FINISHED, claimable, start_run
+from compositor.runs import FINISHED, start_run
 from models.db import Database, DatabaseError, utc_now
 from models.errors import NotFoundError
 from models.leases import NamedLease

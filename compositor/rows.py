@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.dialects import postgresql, sqlite
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlalchemy import Table
+    from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncSession
 
 
@@ -37,12 +39,15 @@ async def insert_many(
             await copy.write_row(row)
 
 
-async def upsert(session: AsyncSession, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+def upsert(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
     """Insert rows, or overwrite those with the same primary key. All rows have the same columns."""
-    if not rows:
-        return
-    kind = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
-    insert: Any = kind.insert(table)
+    if rows:
+        connection.execute(_upsert(table, connection.dialect.name, tuple(rows[0])), list(rows))
+
+
+@lru_cache(maxsize=16)
+def _upsert(table: Table, dialect: str, columns: tuple[str, ...]) -> Any:
+    insert: Any = (sqlite if dialect == "sqlite" else postgresql).insert(table)
     keys = [column.name for column in table.primary_key]
-    new = {name: insert.excluded[name] for name in rows[0] if name not in keys}
-    await session.execute(insert.on_conflict_do_update(index_elements=keys, set_=new), list(rows))
+    new = {name: insert.excluded[name] for name in columns if name not in keys}
+    return insert.on_conflict_do_update(index_elements=keys, set_=new)

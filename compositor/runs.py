@@ -6,9 +6,10 @@ What a run does between these calls is the workers' part: `ingest`, `work`, `pub
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from sqlalchemy import case, delete, func, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 
 from compositor.errors import (
     NoFeedError,
@@ -27,10 +28,17 @@ from models.tables import FINISHED_RUNS, Frame, ItemState, Run, RunChunk, RunIte
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from sqlalchemy import ColumnElement
+    from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncSession
 
     from models.db import Database
+
+_SUMMED = (RunChunk.size, RunChunk.completed, RunChunk.failed, RunChunk.skipped, RunChunk.reused)
+_COUNTS = (
+    select(RunChunk.run_id, *(func.coalesce(func.sum(column), 0) for column in _SUMMED))
+    .where(RunChunk.run_id.in_(bindparam("of_runs", expanding=True)))
+    .group_by(RunChunk.run_id)
+)
 
 FINISHED = tuple(sorted(state.value for state in FINISHED_RUNS))
 
@@ -187,22 +195,18 @@ async def list_runs(db: Database, frame_id: int, *, limit: int = 50, before: int
 
 async def counts(db: Database, run_id: int) -> Counts:
     """A run's counts: sums over its chunks, whose rows are rewritten with each result."""
-    async with db.read() as session:
-        return (await _counts(session, [run_id]))[run_id]
+    return (await counts_of(db, [run_id]))[run_id]
 
 
 async def counts_of(db: Database, run_ids: list[int]) -> dict[int, Counts]:
     """The counts of several runs in one question to the database."""
-    async with db.read() as session:
-        return await _counts(session, run_ids)
+    return await db.read_at_once(partial(read_counts, run_ids=run_ids))
 
 
-async def _counts(session: AsyncSession, run_ids: list[int]) -> dict[int, Counts]:
-    columns = (RunChunk.size, RunChunk.completed, RunChunk.failed, RunChunk.skipped, RunChunk.reused)
-    sums = [func.coalesce(func.sum(column), 0) for column in columns]
-    query = select(RunChunk.run_id, *sums).where(RunChunk.run_id.in_(run_ids)).group_by(RunChunk.run_id)
+def read_counts(connection: Connection, run_ids: list[int]) -> dict[int, Counts]:
+    """As `counts_of`, within a transaction."""
     found = dict.fromkeys(run_ids, Counts(0, 0, 0, 0, 0, 0))
-    for run_id, *numbers in await session.execute(query):
+    for run_id, *numbers in connection.execute(_COUNTS, {"of_runs": run_ids}):
         total, completed, failed, skipped, reused = map(int, numbers)
         found[run_id] = Counts(total, completed, failed, skipped, reused, total - completed - failed - skipped)
     return found
@@ -259,8 +263,3 @@ async def _reopen_items(session: AsyncSession, run: Run) -> None:
     # a run that failed while it was published, or was cancelled before, has nothing to compose but a feed to make
     if not changed(reopened) and run.state not in (RunState.FAILED.value, RunState.CANCELLED.value):
         raise NothingToRetryError
-
-
-def claimable(now: object) -> ColumnElement[bool]:
-    """Chunks that a worker may take: nobody's, or left behind by one that fell silent."""
-    return case((RunChunk.state == "running", RunChunk.lease_expires_at <= now), else_=RunChunk.state == "waiting")

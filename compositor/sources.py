@@ -188,7 +188,7 @@ class SourceFetcher:
             )
         if not got.stored:
             raise _from_status(got)
-        path = _checked(target, folder / got.sha256)
+        path = _checked(got.head, target, folder / got.sha256)
         unchanged = known is not None and known.sha256 == got.sha256
         return SourcePicture(path, got.sha256, etag, modified, got.bytes, unchanged)
 
@@ -279,11 +279,10 @@ def _kept(headers: Mapping[str, str], name: str, max_chars: int) -> str | None:
     return value if len(value) <= max_chars and _VALIDATOR.fullmatch(value) else None
 
 
-def _checked(fetched: Path, target: Path) -> Path:
+def _checked(head: bytes, fetched: Path, target: Path) -> Path:
     """Look at the first bytes and give the file its final name; what is no picture is deleted."""
+    problem = looks_like(head[:SIGNATURE_BYTES])
     try:
-        with fetched.open("rb") as file:
-            problem = looks_like(file.read(SIGNATURE_BYTES))
         if problem is None:
             return fetched.replace(target)
         fetched.unlink()

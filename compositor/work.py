@@ -11,8 +11,6 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
-
 from compositor.chunks import FAILED_TAKING, Outcome, Results
 from compositor.compose.errors import NOT_THE_PRODUCTS, ComposeCode, ComposeError
 from compositor.errors import LeaseLostError
@@ -23,7 +21,7 @@ from compositor.sources import SourceError
 from models.db import DatabaseError
 from models.logs import get_logger
 from models.store.base import first_of
-from models.tables import ItemState, RunItem
+from models.tables import ItemState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,8 +49,6 @@ MOST_TRIES = 6
 MOST_CHUNK_ATTEMPTS = 8 * FAILED_TAKING
 """Takings of a chunk without any progress, after which its products are given up: eight that failed in workers which
 live, or three times as many that ended with their workers."""
-
-ITEM = (RunItem.position, RunItem.product_id, RunItem.image_url, RunItem.fields, RunItem.attempts)
 
 log = get_logger(__name__)
 
@@ -125,15 +121,7 @@ class _ChunkWork:
             self._files.append(file)
 
     async def _load(self) -> list[Item]:
-        lease = self._lease
-        query = (
-            select(*ITEM)
-            .where(RunItem.run_id == lease.run_id, RunItem.state == ItemState.WAITING.value)
-            .where(RunItem.position >= lease.first, RunItem.position < lease.first + lease.size)
-            .order_by(RunItem.position)
-        )
-        async with self._kit.db.read() as session:
-            items = [Item(*row) for row in await session.execute(query)]
+        items = [Item(*row) for row in await self._kit.chunks.waiting(self._lease)]
         await self._pictures.learn({item.image_url for item in items if item.image_url})
         await self._outputs.look_ahead([(item, self._pictures.expected(item.image_url or "")) for item in items])
         return items
@@ -200,7 +188,6 @@ class _ChunkWork:
         positions = [product.item.position for product in group]
         self._results.tries = positions
         await self._save()
-        self._tried.update(positions)
 
     async def _compose_group(self, group: list[Ready]) -> None:
         """Compose some products; those whose composing process died are tried again, each alone."""
@@ -242,8 +229,12 @@ class _ChunkWork:
         files, self._files = [*self._files, *self._outputs.take_new()], []
         if files:
             await self._kit.store.adopt_files(files)
-        await self._kit.chunks.save(self._lease, results, done=done)
-        self._tried.difference_update(outcome.position for outcome in results.outcomes)
+        try:
+            await self._kit.chunks.save(self._lease, results, done=done)
+        finally:
+            if results.saved:
+                self._tried.difference_update(outcome.position for outcome in results.outcomes)
+                self._tried.update(results.tries)
         if results.outcomes or done:
             run = self._work.run
             last = results.outcomes[-1].product_id if results.outcomes else None

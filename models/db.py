@@ -10,25 +10,32 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import event, text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
+from models.dbthreads import TransactionThreads
 from models.errors import UnavailableError
 from models.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
+
+    from sqlalchemy.engine import Connection, Engine
+
+T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 10_000
 POOL_WAIT_S = 10
 READERS = 4
 POSTGRES_CONNECTIONS = 8
+POSTGRES_THREADS = 4
 CONNECT_TIMEOUT_S = 5
 
 log = get_logger(__name__)
@@ -58,8 +65,12 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         if self.is_sqlite:
             self._writer, self._reader = _sqlite_writer(self.url), _sqlite_reader(self.url)
+            self._write_threads = TransactionThreads(partial(_sqlite_writer_in_threads, self.url), 1)
+            self._read_threads = TransactionThreads(partial(_sqlite_reader_in_threads, self.url), 2)
         else:
             self._writer = self._reader = _postgres_engine(self.url)
+            self._write_threads = TransactionThreads(partial(_postgres_in_threads, self.url), POSTGRES_THREADS)
+            self._read_threads = self._write_threads
         self._write_session = async_sessionmaker(self._writer, expire_on_commit=False)
         self._read_session = async_sessionmaker(self._reader, expire_on_commit=False)
 
@@ -92,6 +103,28 @@ class Database:
             async with self._write_session() as session, session.begin():
                 yield session
 
+    async def read_at_once(self, work: Callable[[Connection], T]) -> T:
+        """As `read`, for statements that follow each other with nothing between: `work` is called in a thread.
+
+        Raises:
+            DatabaseError: the database does not answer.
+
+        """
+        with _as_database_error():
+            return await self._read_threads.run(work)
+
+    async def write_at_once(self, work: Callable[[Connection], T], committed: Callable[[], None] = lambda: None) -> T:
+        """As `write`, likewise; it has ended, committed or not, when a cancelled caller goes on.
+
+        `committed` is called once it is committed, in the thread: a cancelled caller cannot tell by itself.
+
+        Raises:
+            DatabaseError: as `write`.
+
+        """
+        with _as_database_error():
+            return await self._write_threads.run(work, committed)
+
     async def check(self) -> None:
         """Ask the database for one row.
 
@@ -104,6 +137,8 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection."""
+        await self._read_threads.close()
+        await self._write_threads.close()
         await self._writer.dispose()
         await self._reader.dispose()
 
@@ -147,25 +182,54 @@ def utc_now() -> datetime:
 
 def _sqlite_writer(url: URL) -> AsyncEngine:
     # the driver begins no transaction by itself; we do
-    engine = _sqlite_engine(url, connections=1, connect_args={"isolation_level": None})
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def start(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
+    engine = _asked_from_the_loop(url, connections=1, connect_args={"isolation_level": None})
+    _begin_at_once(engine.sync_engine)
     return engine
 
 
 def _sqlite_reader(url: URL) -> AsyncEngine:
     # no transactions: each call into the driver's thread costs more than the statement itself
-    return _sqlite_engine(url, connections=READERS, isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True)
+    return _asked_from_the_loop(url, connections=READERS, isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True)
 
 
-def _sqlite_engine(url: URL, *, connections: int, **options: Any) -> AsyncEngine:
+def _sqlite_writer_in_threads(url: URL, connections: int) -> Engine:
+    engine = _asked_from_threads(url, connections=connections, connect_args={"isolation_level": None})
+    _begin_at_once(engine)
+    return engine
+
+
+def _sqlite_reader_in_threads(url: URL, connections: int) -> Engine:
+    return _asked_from_threads(
+        url, connections=connections, isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True
+    )
+
+
+def _begin_at_once(engine: Engine) -> None:
+    @event.listens_for(engine, "begin")
+    def start(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _asked_from_the_loop(url: URL, *, connections: int, **options: Any) -> AsyncEngine:
+    engine = create_async_engine(url, **_pool(connections), **options)
+    _prepare_sqlite(engine.sync_engine, url)
+    return engine
+
+
+def _asked_from_threads(url: URL, *, connections: int, **options: Any) -> Engine:
+    engine = create_engine(url.set(drivername="sqlite+pysqlite"), **_pool(connections), **options)
+    _prepare_sqlite(engine, url)
+    return engine
+
+
+def _pool(connections: int) -> dict[str, int]:
+    return {"pool_size": connections, "max_overflow": 0, "pool_timeout": POOL_WAIT_S}
+
+
+def _prepare_sqlite(engine: Engine, url: URL) -> None:
     Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    engine = create_async_engine(url, pool_size=connections, max_overflow=0, pool_timeout=POOL_WAIT_S, **options)
 
-    @event.listens_for(engine.sync_engine, "connect")
+    @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:
         cursor = connection.cursor()
         for pragma in (
@@ -179,15 +243,18 @@ def _sqlite_engine(url: URL, *, connections: int, **options: Any) -> AsyncEngine
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
-    return engine
-
 
 def _postgres_engine(url: URL) -> AsyncEngine:
-    return create_async_engine(
-        url,
-        connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
-        pool_size=POSTGRES_CONNECTIONS,
-        max_overflow=0,
-        pool_timeout=POOL_WAIT_S,
-        pool_pre_ping=True,  # connections of before a restart of the server are replaced, not handed out
-    )
+    return create_async_engine(url, **_postgres_options(POSTGRES_CONNECTIONS))
+
+
+def _postgres_in_threads(url: URL, connections: int) -> Engine:
+    return create_engine(url, **_postgres_options(connections))
+
+
+def _postgres_options(connections: int) -> dict[str, Any]:
+    return {
+        "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S},
+        **_pool(connections),
+        "pool_pre_ping": True,  # connections of before a restart of the server are replaced, not handed out
+    }

@@ -12,6 +12,7 @@ from models.fetch.body import make_decoder, pump_body
 from models.fetch.errors import FetchStorageError
 
 if TYPE_CHECKING:
+    import builtins
     from collections.abc import Mapping
     from pathlib import Path
     from types import TracebackType
@@ -23,13 +24,16 @@ if TYPE_CHECKING:
 PART_SUFFIX = ".part"
 """Ending of a file under way. Only a killed process leaves one; whoever owns the folder may delete it."""
 
+HEAD_BYTES = 2048
+"""Of a body's beginning, enough to tell its kind without opening the file again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Downloaded:
     """An answer whose body, when the status is 200, lies in a file. `headers` ignores case.
 
-    `bytes` counts the decoded body and `sha256` is its hash in hexadecimal; 0 and "" where there is no file. `url`
-    is the last one after redirects.
+    `bytes` counts the decoded body, `sha256` is its hash in hexadecimal and `head` its first `HEAD_BYTES`; 0 and
+    empty where there is no file. `url` is the last one after redirects.
     """
 
     status: int
@@ -37,6 +41,7 @@ class Downloaded:
     bytes: int
     sha256: str
     url: str
+    head: builtins.bytes = b""
 
     @property
     def stored(self) -> bool:
@@ -61,7 +66,7 @@ async def save_body(response: aiohttp.ClientResponse, url: str, target: Path, po
         await pump_body(response, decoder, policy.max_wire_bytes)
         decoder.finish()
         file.keep()
-    return Downloaded(response.status, response.headers, file.size, file.sha256, url)
+    return Downloaded(response.status, response.headers, file.size, file.sha256, url, file.head)
 
 
 class WholeFile:
@@ -75,7 +80,9 @@ class WholeFile:
         self._target = target
         self._part = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PART_SUFFIX}")
         self._hash = hashlib.sha256()
+        self._kept = False
         self.size = 0
+        self.head = b""
 
     def __enter__(self) -> Self:
         try:
@@ -93,10 +100,13 @@ class WholeFile:
             if error is None:
                 raise FetchStorageError from problem
         finally:
-            self._part.unlink(missing_ok=True)
+            if not self._kept:
+                self._part.unlink(missing_ok=True)
 
     def write(self, data: bytes) -> None:
         """Append `data`."""
+        if len(self.head) < HEAD_BYTES:
+            self.head += data[: HEAD_BYTES - len(self.head)]
         self._hash.update(data)
         self.size += len(data)
         try:
@@ -111,6 +121,7 @@ class WholeFile:
             self._part.replace(self._target)
         except OSError as error:
             raise FetchStorageError from error
+        self._kept = True
 
     @property
     def sha256(self) -> str:

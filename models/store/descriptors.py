@@ -53,6 +53,20 @@ def copy_file(path: Path, name: str, folder_fd: int) -> None:
         write_file(name, iter(lambda: source.read(PIECE_BYTES), b""), folder_fd)
 
 
+def flush_file(path: Path) -> bool:
+    """Have a file's bytes on the disk, under the mode of objects; False: it is another user's and was left alone."""
+    fd = os.open(path, READ_FLAGS)
+    try:
+        if stat.S_IMODE(regular(fd).st_mode) != FILE_MODE:
+            os.fchmod(fd, FILE_MODE)
+        os.fsync(fd)
+    except PermissionError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
 def link_file(path: Path, name: str, folder_fd: int) -> None:
     """Give a file a second name, or copy it where that cannot be; its bytes are on the disk afterwards."""
     try:

@@ -7,6 +7,7 @@ makes files readable for everybody and does not flush them to the disk before th
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import secrets
 import stat
@@ -16,7 +17,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from models.store.base import ObjectInfo, ObjectStore, check_range
+from models.store.base import NewObject, ObjectInfo, ObjectStore, check_range
 from models.store.descriptors import (
     ABSENT,
     FOLDER_FLAGS,
@@ -25,6 +26,7 @@ from models.store.descriptors import (
     READ_FLAGS,
     clear_errors,
     copy_file,
+    flush_file,
     link_file,
     make_folder,
     regular,
@@ -35,10 +37,8 @@ from models.store.errors import ObjectMissingError
 from models.store.keys import check_key, check_prefix
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
     from pathlib import Path
-
-    from models.store.base import NewObject
 
 TEMP_FOLDER = ".tmp"
 """No key begins with a dot, so nothing in here is ever an object; it is on the store's own file system."""
@@ -67,7 +67,7 @@ class LocalObjects(ObjectStore):
 
     async def adopt_file(self, key: str, path: Path, *, media_type: str) -> None:  # noqa: ARG002 - as above
         """See ObjectStore; the object is a second name of the file where their disk is the same."""
-        await asyncio.to_thread(self._adopt_file, check_key(key), path)
+        await asyncio.to_thread(self._adopt_files, [NewObject(check_key(key), path, "")])
 
     async def adopt_files(self, files: Sequence[NewObject]) -> None:
         """See ObjectStore; one thread for all, and one flush of each folder."""
@@ -124,11 +124,31 @@ class LocalObjects(ObjectStore):
     def _put_file(self, key: str, path: Path) -> None:
         self._place([(key, lambda name, fd: copy_file(path, name, fd))])
 
-    def _adopt_file(self, key: str, path: Path) -> None:
-        self._place([(key, lambda name, fd: link_file(path, name, fd))])
-
     def _adopt_files(self, files: Sequence[NewObject]) -> None:
-        self._place([(file.key, partial(link_file, file.path)) for file in files])
+        """Have the files' bytes on the disk, then give them their keys as second names: no temporary one for each."""
+        new: dict[tuple[str, ...], None] = {}
+        with clear_errors():
+            self.root.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+            ours = [flush_file(file.path) for file in files]
+            others = [
+                file for file, is_ours in zip(files, ours, strict=True) if not (is_ours and self._link(file, new))
+            ]
+            self._flush_folders(new)
+        if others:  # that lie on another disk, are another user's, or whose names are taken
+            self._place([(file.key, partial(link_file, file.path)) for file in others])
+
+    def _link(self, file: NewObject, new: dict[tuple[str, ...], None]) -> bool:
+        """Give a file an object's name, if that is free and the file system can; its folder is added to `new`."""
+        folders, name = split_key(file.key)
+        with self._folder(folders, make=True, made=new) as fd:
+            try:
+                os.link(file.path, name, dst_dir_fd=fd, follow_symlinks=False)
+            except OSError as error:
+                if error.errno not in NO_LINK and error.errno != errno.EEXIST:
+                    raise
+                return False
+        new[tuple(folders)] = None
+        return True
 
     def _put(self, key: str, data: bytes) -> None:
         self._place([(key, lambda name, fd: write_file(name, iter([data]), fd))])
@@ -161,8 +181,11 @@ class LocalObjects(ObjectStore):
             with self._folder(folders, make=True, made=new) as fd:
                 os.rename(temporary, name, src_dir_fd=temp_fd, dst_dir_fd=fd)
             new[tuple(folders)] = None
-        for changed in new:
-            with self._folder(changed) as fd:
+        self._flush_folders(new)
+
+    def _flush_folders(self, changed: Iterable[tuple[str, ...]]) -> None:
+        for folder in changed:
+            with self._folder(folder) as fd:
                 os.fsync(fd)
 
     def _get_file(self, key: str, path: Path) -> int:
@@ -274,9 +297,15 @@ class LocalObjects(ObjectStore):
         fd = os.open(self.root, FOLDER_FLAGS & ~os.O_NOFOLLOW)
         try:
             for depth, name in enumerate(names):
-                if make and make_folder(name, fd) and made is not None:
-                    made[tuple(names[:depth])] = None
-                fd, above = os.open(name, FOLDER_FLAGS, dir_fd=fd), fd
+                try:
+                    below = os.open(name, FOLDER_FLAGS, dir_fd=fd)
+                except FileNotFoundError:
+                    if not make:
+                        raise
+                    if make_folder(name, fd) and made is not None:
+                        made[tuple(names[:depth])] = None
+                    below = os.open(name, FOLDER_FLAGS, dir_fd=fd)
+                fd, above = below, fd
                 os.close(above)
             yield fd
         finally:

@@ -155,6 +155,27 @@ async def test_counts_are_rewritten_with_each_result_and_always_add_up(db: Datab
     assert (chunk.state, chunk.completed, chunk.failed) == ("done", 2, 1)
 
 
+async def test_results_say_whether_they_were_saved(db: Database, run: Run) -> None:
+    clock = Clock()
+    chunks = Chunks(db, lease_seconds=30, clock=clock)
+    lease = await chunks.claim(run.id)
+    assert lease is not None
+    kept, cut_short, late = (Results(tries=[at]) for at in range(3))
+    await chunks.save(lease, kept)
+    saving = asyncio.create_task(chunks.save(lease, cut_short))
+    await asyncio.sleep(0)
+    saving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await saving
+    clock.pass_by(31)
+    await Chunks(db, lease_seconds=30, clock=clock).claim(run.id)
+    with pytest.raises(LeaseLostError):
+        await chunks.save(lease, late)
+    async with db.read() as session:
+        attempts = list(await session.scalars(select(RunItem.attempts).order_by(RunItem.position)))
+    assert attempts[:3] == [kept.saved, cut_short.saved, late.saved] == [1, cut_short.saved, 0]
+
+
 async def test_a_chunk_ended_with_items_left_is_not_done(db: Database, run: Run) -> None:
     chunks = Chunks(db, lease_seconds=30)
     lease = await chunks.claim(run.id)

@@ -51,7 +51,7 @@ async def test_rows_of_a_transaction_that_fails_are_gone(db: Database) -> None:
 async def test_no_rows_are_no_rows(db: Database) -> None:
     async with db.write() as session:
         await insert_many(session, "users", USERS, [])
-        await upsert(session, SOURCES, [])
+    await db.write_at_once(lambda connection: upsert(connection, SOURCES, []))
     assert await names(db) == []
 
 
@@ -61,9 +61,8 @@ async def test_an_upsert_overwrites_what_has_its_key_and_leaves_the_rest(db: Dat
     rows = [{"owner_id": "u", "url_sha256": key * 64, "bytes": 1, **fixed} for key in "ab"]
     async with db.write() as session:
         session.add(User(id="u", name="x", created_at=now))
-        await session.flush()
-        await upsert(session, SOURCES, rows)
-        await upsert(session, SOURCES, [{**rows[0], "bytes": 2}])
+    await db.write_at_once(lambda connection: upsert(connection, SOURCES, rows))
+    await db.write_at_once(lambda connection: upsert(connection, SOURCES, [{**rows[0], "bytes": 2}]))
     async with db.read() as session:
         query = select(Source.bytes).order_by(Source.url_sha256)
         assert list(await session.scalars(query)) == [2, 1]

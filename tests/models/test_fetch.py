@@ -453,13 +453,13 @@ class TestBounds:
     @pytest.mark.parametrize(
         ("name", "body"),
         [
-            ("gzip", gzip.compress(b"x" * 1000)[:-9]),
+            ("gzip", gzip.compress(b"x" * 1000, mtime=0)[:-9]),
             ("gzip", b"not gzip"),
-            ("gzip", gzip.compress(b"x") + b"garbage"),
+            ("gzip", gzip.compress(b"x", mtime=0) + b"garbage"),
             ("deflate", zlib.compress(b"x" * 1000)[:-6]),
             ("br", b"x"),
             ("zstd", b"x"),
-            ("gzip, gzip", gzip.compress(gzip.compress(b"x"))),
+            ("gzip, gzip", gzip.compress(gzip.compress(b"x", mtime=0), mtime=0)),
         ],
     )
     async def test_broken_and_unknown_encodings(self, origin: Origin, name: str, body: bytes) -> None:

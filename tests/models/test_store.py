@@ -349,32 +349,43 @@ class TestLocal:
         for file in files:
             file.path.write_bytes(b"data")
         done: list[tuple[str, str]] = []
-        sync, rename = os.fsync, os.rename
+        sync, link = os.fsync, os.link
 
         def synced(fd: int) -> None:
             done.append(("sync", str(Path(f"/proc/self/fd/{fd}").readlink()).removeprefix(f"{local.root}/")))
             sync(fd)
 
-        def renamed(old: str, new: str, **where: int) -> None:
+        def linked(old: Path, new: str, **where: int) -> None:
             done.append(("name", new))
-            rename(old, new, **where)
+            link(old, new, dst_dir_fd=where["dst_dir_fd"], follow_symlinks=False)
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", synced)
-            patch.setattr(os, "rename", renamed)
+            patch.setattr(os, "link", linked)
             await local.adopt_files(files)
         assert [what for what, _ in done[:6]] == 3 * ["sync"] + 3 * ["name"]
-        assert all(name.startswith(".tmp/") for _, name in done[:3])
+        assert [name for _, name in done[:3]] == [str(file.path) for file in files]
         folders = {str(local.root), *"abc", "a/new", "b/new", "c/new"}
         assert {name for _, name in done[6:]} == folders, "and each folder with something new in it, once"
         assert len(done) == 6 + len(folders)
+
+    async def test_an_adopted_file_replaces_what_has_its_name_and_is_an_objects(
+        self, local: LocalObjects, tmp_path: Path
+    ) -> None:
+        await put(local, "a/b", b"old")
+        for name in "bc":
+            (tmp_path / name).write_bytes(name.encode())
+            (tmp_path / name).chmod(0o600)
+        await local.adopt_files([NewObject(f"a/{name}", tmp_path / name, PNG) for name in "bc"])
+        assert [await local.get(f"a/{name}") for name in "bc"] == [b"b", b"c"]
+        assert {(local.root / "a" / name).stat().st_mode & 0o777 for name in "bc"} == {0o640}
+        assert list((local.root / ".tmp").iterdir()) == []
 
     async def test_a_file_that_is_gone_leaves_nothing_behind(self, local: LocalObjects, tmp_path: Path) -> None:
         (tmp_path / "there").write_bytes(b"data")
         with pytest.raises(StoreError):
             await local.adopt_files([NewObject(name, tmp_path / name, PNG) for name in ("there", "gone")])
-        assert await keys(local) == set()
-        assert list((local.root / ".tmp").iterdir()) == []
+        assert list(local.root.rglob("*")) == []
 
     async def test_a_root_that_cannot_be_made(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
