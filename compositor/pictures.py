@@ -13,7 +13,8 @@ from sqlalchemy import bindparam, select
 from compositor.names import source_key
 from compositor.sources import Known, SourcePicture
 from models.db import utc_now
-from models.store import NewObject
+from models.logs import get_logger
+from models.store import NewObject, StoreError
 from models.tables import Source
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ STORED = select(
     *(Source.url_sha256, Source.sha256, Source.object_key, Source.bytes),
     *(Source.etag, Source.last_modified, Source.checked_at),
 ).where(Source.owner_id == bindparam("of_owner"), Source.url_sha256.in_(bindparam("of_addresses", expanding=True)))
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +112,21 @@ class Pictures:
         return picture
 
     async def file_of(self, picture: Picture) -> Path:
-        """The picture's file, out of the store where it was not fetched this time."""
+        """The picture's file, out of the store where it was not fetched this time.
+
+        Raises:
+            StoreError: the store does not answer, or what it had was not that picture any more: that is deleted, and
+                who tries again fetches it.
+
+        """
         async with picture.lock:
             if picture.path is None:
                 path = self._folder / f"{picture.sha256}.{secrets.token_hex(4)}.stored"
                 await self._kit.store.borrow_file(picture.key, path)
+                if await asyncio.to_thread(_sha256_of, path) != picture.sha256:
+                    log.warning("stored_picture_damaged", run_id=self._run.id, key=picture.key)
+                    await self._kit.store.delete(picture.key)
+                    raise StoreError("A stored picture was damaged. It will be fetched again.")
                 picture.path = path
         return picture.path
 
@@ -125,8 +138,7 @@ class Pictures:
         got = await self._kit.sources.fetch(url, known, self._folder)
         key = source_key(self._run.owner_id, got.sha256)
         if known is None or _told(known) != _told(got):
-            new = None if got.path is None or got.unchanged else NewObject(key, got.path, "application/octet-stream")
-            self._on_learned(self._row(url, key, got), new)
+            self._on_learned(self._row(url, key, got), None if got.unchanged else _new(key, got.path))
         return Picture(got.sha256, key, got.path)
 
     def _row(self, url: str, key: str, got: SourcePicture) -> dict[str, Any]:
@@ -145,6 +157,15 @@ class Pictures:
 
 def _told(what: Known | SourcePicture) -> tuple[str, str | None, str | None]:
     return what.sha256, what.etag, what.last_modified
+
+
+def _new(key: str, path: Path | None) -> NewObject | None:
+    return None if path is None else NewObject(key, path, "application/octet-stream", lasting=False)
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash(url: str) -> str:

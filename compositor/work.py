@@ -224,7 +224,7 @@ class _ChunkWork:
         return _completed(item, product.picture, rows, reused=reused)
 
     async def _save(self, *, done: bool = False) -> None:
-        """Keep files, then write the rows that name them: no row ever names what the store has not on its disk."""
+        """Keep files, then write the rows that name them: no row names an output that is not on the store's disk."""
         results, self._results = self._results, Results()
         files, self._files = [*self._files, *self._outputs.take_new()], []
         if files:

@@ -31,11 +31,16 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class NewObject:
-    """A file that is to be an object."""
+    """A file that is to be an object.
+
+    `lasting` is False for what can be had again, and is checked by its hash when it is used: it need not be on the
+    disk before it has its name, so that a power failure may leave less of it than it was.
+    """
 
     key: str
     path: Path
     media_type: str
+    lasting: bool = True
 
 
 class ObjectStore(ABC):

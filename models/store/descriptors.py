@@ -53,13 +53,14 @@ def copy_file(path: Path, name: str, folder_fd: int) -> None:
         write_file(name, iter(lambda: source.read(PIECE_BYTES), b""), folder_fd)
 
 
-def flush_file(path: Path) -> bool:
-    """Have a file's bytes on the disk, under the mode of objects; False: it is another user's and was left alone."""
+def make_ready(path: Path, *, flush: bool) -> bool:
+    """Give a file the mode of objects and have its bytes on the disk; False: another user's, which is left alone."""
     fd = os.open(path, READ_FLAGS)
     try:
         if stat.S_IMODE(regular(fd).st_mode) != FILE_MODE:
             os.fchmod(fd, FILE_MODE)
-        os.fsync(fd)
+        if flush:
+            os.fsync(fd)
     except PermissionError:
         return False
     finally:

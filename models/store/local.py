@@ -26,9 +26,9 @@ from models.store.descriptors import (
     READ_FLAGS,
     clear_errors,
     copy_file,
-    flush_file,
     link_file,
     make_folder,
+    make_ready,
     regular,
     split_key,
     write_file,
@@ -125,20 +125,18 @@ class LocalObjects(ObjectStore):
         self._place([(key, lambda name, fd: copy_file(path, name, fd))])
 
     def _adopt_files(self, files: Sequence[NewObject]) -> None:
-        """Have the files' bytes on the disk, then give them their keys as second names: no temporary one for each."""
+        """Have all bytes on the disk, then give the files their keys as second names: no temporary one for each."""
         new: dict[tuple[str, ...], None] = {}
         with clear_errors():
             self.root.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-            ours = [flush_file(file.path) for file in files]
-            others = [
-                file for file, is_ours in zip(files, ours, strict=True) if not (is_ours and self._link(file, new))
-            ]
+            ours = {file.key for file in files if make_ready(file.path, flush=file.lasting)}
+            others = [file for file in files if file.key not in ours or not self._link(file, new)]
             self._flush_folders(new)
         if others:  # that lie on another disk, are another user's, or whose names are taken
             self._place([(file.key, partial(link_file, file.path)) for file in others])
 
     def _link(self, file: NewObject, new: dict[tuple[str, ...], None]) -> bool:
-        """Give a file an object's name, if that is free and the file system can; its folder is added to `new`."""
+        """Give a file an object's name, if that is free and the file system can; adds folders to flush to `new`."""
         folders, name = split_key(file.key)
         with self._folder(folders, make=True, made=new) as fd:
             try:
@@ -147,7 +145,8 @@ class LocalObjects(ObjectStore):
                 if error.errno not in NO_LINK and error.errno != errno.EEXIST:
                     raise
                 return False
-        new[tuple(folders)] = None
+        if file.lasting:
+            new[tuple(folders)] = None
         return True
 
     def _put(self, key: str, data: bytes) -> None:

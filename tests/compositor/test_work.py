@@ -159,6 +159,7 @@ async def test_a_full_disk_fails_no_product_until_nothing_else_is_left(rig: Rig,
     async with rig.db.read() as session:
         (chunk,) = list(await session.scalars(select(RunChunk)))
     assert chunk.lease_owner is None
+    assert chunk.lease_expires_at is not None
     assert 0 < (chunk.lease_expires_at - utc_now()).total_seconds() <= 4, "given back for a little later"
     await compose_run(kit, run.id)
     assert (await counts(rig.db, run.id)).completed == 0, "the disk gets time"
@@ -284,3 +285,27 @@ async def test_what_is_gone_or_cut_short_in_the_store_is_made_again(
     )
     assert (await kit.store.sizes([cut, gone])).keys() == {cut, gone}
     assert await kit.store.get(cut) == shop.pictures["5.jpg"]
+
+
+async def test_what_was_damaged_in_the_store_is_fetched_again_before_it_is_composed(
+    rig: Rig, kit: Kit, run: Run, shop: Shop, composer: ScriptedComposer
+) -> None:
+    await compose_run(kit, run.id)
+    damaged = str((await item(rig, run, 5)).source_key)
+    whole = await kit.store.get(damaged)
+    await kit.store.put(damaged, bytes(len(whole)), media_type="image/jpeg")  # as after a power failure
+    async with rig.db.write() as session:
+        frame = await session.get_one(Frame, run.frame_id)
+        frame.design = {**frame.design, "output": {"quality": 80}}
+    shop.sent.clear()
+    composer.jobs.clear()
+    again = await start_run(rig.db, frame)
+    await ingest_run(kit, again.id)
+    await compose_run(kit, again.id)
+    assert (await counts(rig.db, again.id)).failed == 0
+    await let_pauses_pass(rig)
+    await compose_run(kit, again.id)
+    assert shop.sent == ["5.jpg"]
+    assert (await counts(rig.db, again.id)).completed == 10
+    assert await kit.store.get(damaged) == whole
+    assert set(composer.jobs) == {str(number) for number in range(10)}
