@@ -7,7 +7,7 @@ size of another shape scales them with the frame.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -15,18 +15,21 @@ MAX_SIDE = 8192
 MAX_LAYERS = 32
 MAX_SIZES = 8
 MIN_BOX = 20
+LEAST_TYPE, MIN_TYPE = 4, 12
 DEFAULT_SHARE = 0.6
 
 Colour = Annotated[str, Field(pattern=r"^#(?:[0-9a-fA-F]{6}|[0-9a-fA-F]{8})$")]
 """`#rrggbb` or `#rrggbbaa`."""
 AssetId = Annotated[str, Field(pattern=r"^ast_[0-9a-z]{26}$")]
+Font = Annotated[str, Field(pattern=r"^(?:regular|bold|ast_[0-9a-z]{26})$")]
+"""A bundled font's name, or an uploaded one's id."""
 Opacity = Annotated[float, Field(ge=0, le=1)]
 
 
 class Model(BaseModel):
     """Strict: an unknown field is an error that names it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Fit(StrEnum):
@@ -114,7 +117,8 @@ class VerticalAlign(StrEnum):
 class Condition(Model):
     """`field operator value`; `value` may name another field in braces (`{price}`).
 
-    Prices compare as numbers, whatever currency stands beside them; all else as text without regard to case.
+    Prices, percentages and plain numbers compare as numbers; amounts of two different currencies are never less, more
+    or equal. All else compares as text without regard to case.
     """
 
     field: Annotated[str, Field(min_length=1, max_length=64)]
@@ -133,14 +137,14 @@ class TextLayer(Model):
     """Text out of the feed's fields, such as `{title}` or `Now {sale_price}`; hidden when a field it names is empty.
 
     The text is wrapped, and shrunk from `size` down to `min_size` until it fits; what still does not fit ends in an
-    ellipsis.
+    ellipsis. Line breaks in `text` stay.
     """
 
     text: Annotated[str, Field(min_length=1, max_length=500)]
     box: Box
-    font: AssetId | Literal["regular", "bold"] = "regular"
-    size: Annotated[int, Field(ge=4, le=1000)] = 48
-    min_size: Annotated[int, Field(ge=4, le=1000)] = 12
+    font: Font = "regular"
+    size: Annotated[int, Field(ge=LEAST_TYPE, le=1000)] = 48
+    min_size: Annotated[int, Field(ge=LEAST_TYPE, le=1000)] = MIN_TYPE
     max_lines: Annotated[int, Field(ge=1, le=50)] = 4
     colour: Colour = "#000000"
     outline: Outline | None = None
@@ -150,6 +154,16 @@ class TextLayer(Model):
     align: Align = Align.CENTER
     vertical_align: VerticalAlign = VerticalAlign.MIDDLE
     when: tuple[Condition, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _small_stays_small(cls, layer: Any) -> Any:
+        """Who asks for a `size` below the usual `min_size` need not send that too."""
+        if isinstance(layer, dict) and "min_size" not in layer:
+            size = layer.get("size")
+            if isinstance(size, int) and LEAST_TYPE <= size < MIN_TYPE:
+                return {**layer, "min_size": size}
+        return layer
 
     @model_validator(mode="after")
     def _sizes_in_order(self) -> Self:

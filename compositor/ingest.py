@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import json
 from functools import lru_cache
+from http import HTTPStatus
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from compositor.feed.reader import open_feed
 from compositor.names import feed_copy_key, used_fields
 from compositor.rows import insert_many
 from compositor.snapshot import Snapshot
-from models.fetch import FetchError, FetchTooLargeError
+from models.fetch import FetchError, FetchFailedError, FetchTooLargeError
 from models.logs import get_logger
 from models.store import ObjectMissingError
 from models.tables import RunChunk, RunState
@@ -44,7 +45,9 @@ CHUNKS_AT_ONCE = 80
 """Chunks in one transaction: 4,000 entries of the usual size, some 100 ms."""
 FIELD_CHARS = 2000
 _quoted = json.JSONEncoder(ensure_ascii=False).encode
-HTTP_OK = 200
+FEED_TYPES = "application/atom+xml,application/rss+xml,application/xml,text/xml,text/csv,*/*;q=0.5"
+DOWNLOAD_PAUSES_S = (1.0, 3.0)
+"""Before the second and the third try of a feed whose server failed, but in no way that is to stay."""
 ITEM_COLUMNS = (
     *("run_id", "position", "product_id", "image_url", "fields"),
     *("state", "reused", "attempts", "code", "reason"),
@@ -55,6 +58,10 @@ CHUNK_COLUMNS = (
 )
 
 log = get_logger(__name__)
+
+
+class _MomentaryError(RunFailedError):
+    """The feed could not be had, and another try may help."""
 
 
 async def ingest(kit: Kit, lease: RunLease) -> int:
@@ -96,14 +103,24 @@ async def _bring_feed(kit: Kit, lease: RunLease, path: Path) -> None:
 
 
 async def _download(kit: Kit, url: str, path: Path) -> None:
+    """Fetch a feed; a server that fails for a moment is asked again."""
+    for pause_s in DOWNLOAD_PAUSES_S:
+        try:
+            await _download_once(kit, url, path)
+        except _MomentaryError:
+            await asyncio.sleep(pause_s)
+        else:
+            return
+    await _download_once(kit, url, path)
+
+
+async def _download_once(kit: Kit, url: str, path: Path) -> None:
     most = kit.settings.feed_max_bytes
     try:
         got = await kit.fetcher.download(
             url,
             path,
-            headers={
-                "Accept": "application/atom+xml,application/rss+xml,application/xml,text/xml,text/csv,*/*;q=0.5"
-            },
+            headers={"Accept": FEED_TYPES},
             total_timeout_s=kit.settings.feed_timeout,
             max_wire_bytes=most,
             max_decoded_bytes=most,
@@ -111,9 +128,12 @@ async def _download(kit: Kit, url: str, path: Path) -> None:
     except FetchTooLargeError:
         raise RunFailedError("feed_too_large", f"The feed is larger than {most} bytes.") from None
     except FetchError as problem:
-        raise RunFailedError(problem.code.replace("fetch_", "feed_"), problem.message) from None
-    if got.status != HTTP_OK:
-        raise RunFailedError("feed_refused", f"The feed's server answered {got.status}.")
+        kind = _MomentaryError if isinstance(problem, FetchFailedError) else RunFailedError
+        raise kind(problem.code.replace("fetch_", "feed_"), problem.message) from None
+    if got.status != HTTPStatus.OK:
+        momentary = got.status == HTTPStatus.TOO_MANY_REQUESTS or got.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        kind = _MomentaryError if momentary else RunFailedError
+        raise kind("feed_refused", f"The feed's server answered {got.status}.")
 
 
 async def _write_entries(kit: Kit, lease: RunLease, path: Path, limits: FeedLimits) -> bool:

@@ -1,36 +1,90 @@
-"""The end of a run: the feed with the framed pictures in it, stored, and then made the frame's feed in one write."""
+"""The end of a run: the feed with the framed pictures in it, stored, and then made the frame's feed in one write.
+
+When outputs of a run are deleted later, the same feed is made once more without them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
 import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sqlalchemy import select, update
 
 from compositor.errors import RunFailedError
-from compositor.feed.errors import FeedError
+from compositor.feed.errors import FeedError, FeedLimits
 from compositor.feed.writer import feed_as_csv, rewrite_feed
 from compositor.names import output_feed_keys
+from compositor.rows import changed
 from compositor.runs import counts
 from compositor.snapshot import Snapshot
 from models.db import utc_now
 from models.logs import get_logger
 from models.store import ObjectMissingError
-from models.tables import Frame, Output, RunState
+from models.tables import Frame, Output, Run, RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from concurrent.futures import Future
     from pathlib import Path
 
     from compositor.kit import Kit
     from compositor.runlease import RunLease
+    from models.db import Database
+    from models.store import ObjectStore
 
 PAGE = 1000
+LOOK_S = 1.0
 MEDIA_TYPES = {"xml": "application/xml", "csv": "text/csv; charset=utf-8"}
 
 log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Press:
+    """What makes feeds: of rows of `db` and objects of `store`, by way of files in `folder`.
+
+    Links to pictures begin with `public_base`; `limits` are those under which the feed was read.
+    """
+
+    db: Database
+    store: ObjectStore
+    folder: Path
+    public_base: str
+    limits: FeedLimits
+
+    async def make(self, run: Run) -> tuple[str, str]:
+        """Make and store a run's feed with the outputs that are there; its keys, as XML and as CSV.
+
+        Raises:
+            RunFailedError: the feed's copy is gone or cannot be written again.
+            StoreError, DatabaseError, OSError: to be tried again.
+
+        """
+        if run.feed_key is None:
+            raise _missing()
+        snapshot = Snapshot.model_validate(run.snapshot)
+        source = self.folder / "feed"
+        try:
+            await self.store.get_file(run.feed_key, source)
+        except ObjectMissingError:
+            raise _missing() from None
+        xml, csv = self.folder / "output.xml", self.folder / "output.csv"
+        try:
+            with _asked_from_threads(_Links(self, run.id, snapshot, asyncio.get_running_loop())) as links:
+                await asyncio.to_thread(rewrite_feed, source, xml, links, snapshot.feed_mode, self.limits)
+                await asyncio.to_thread(feed_as_csv, source, csv, links, snapshot.feed_mode, self.limits)
+        except FeedError as problem:
+            raise RunFailedError(problem.code, problem.message) from None
+        xml_key, csv_key = output_feed_keys(run.id)
+        for path, key, kind in ((xml, xml_key, "xml"), (csv, csv_key, "csv")):
+            await self.store.put_file(key, path, media_type=MEDIA_TYPES[kind])
+            packed = await asyncio.to_thread(_gzip, path)
+            await self.store.put_file(f"{key}.gz", packed, media_type="application/gzip")
+        return xml_key, csv_key
 
 
 async def publish(kit: Kit, lease: RunLease) -> RunState:
@@ -42,48 +96,72 @@ async def publish(kit: Kit, lease: RunLease) -> RunState:
         StoreError, DatabaseError, OSError: to be tried again.
 
     """
-    snapshot = Snapshot.model_validate(lease.run.snapshot)
+    limits = FeedLimits(max_bytes=kit.settings.feed_max_bytes)
+    press = Press(kit.db, kit.store, kit.folder, kit.settings.public_base, limits)
     async with kit.leases.kept(lease):
-        source = kit.folder / "feed"
-        try:
-            await kit.store.get_file(str(lease.run.feed_key), source)
-        except ObjectMissingError:
-            raise RunFailedError("feed_missing", "The run's copy of the feed is gone from the store.") from None
-        xml, csv = kit.folder / "output.xml", kit.folder / "output.csv"
-        try:
-            links = _Links(kit, lease.run.id, snapshot, asyncio.get_running_loop())
-            await asyncio.to_thread(rewrite_feed, source, xml, links, snapshot.feed_mode)
-            await asyncio.to_thread(feed_as_csv, source, csv, links, snapshot.feed_mode)
-        except FeedError as problem:
-            raise RunFailedError(problem.code, problem.message) from None
-        xml_key, csv_key = output_feed_keys(lease.run.id)
-        for path, key, kind in ((xml, xml_key, "xml"), (csv, csv_key, "csv")):
-            await kit.store.put_file(key, path, media_type=MEDIA_TYPES[kind])
-            packed = await asyncio.to_thread(_gzip, path)
-            await kit.store.put_file(f"{key}.gz", packed, media_type="application/gzip")
+        xml_key, csv_key = await press.make(lease.run)
         return await _switch(kit, lease, xml_key, csv_key)
+
+
+async def republish(press: Press, run: Run) -> str | None:
+    """Make the feed of a published run anew, with the outputs that are there now, and put it in the old one's place.
+
+    `run` is its row as read before the outputs are looked at. The new feed's key as XML; None where somebody else
+    has put another feed there meanwhile.
+
+    Raises:
+        RunFailedError, StoreError, DatabaseError, OSError: as `Press.make`; the old feed stays.
+
+    """
+    xml_key, csv_key = await press.make(run)
+    same = update(Run).where(Run.id == run.id, Run.output_feed_key == run.output_feed_key)
+    async with press.db.write() as session:
+        done = await session.execute(same.values(output_feed_key=xml_key, output_csv_key=csv_key))
+    return xml_key if changed(done) else None
+
+
+def _missing() -> RunFailedError:
+    return RunFailedError("feed_missing", "The run's copy of the feed is gone from the store.")
+
+
+class _AbandonedError(Exception):
+    """Nobody waits for this feed any more."""
 
 
 class _Links:
     """The links of an entry's outputs, in the design's order of sizes; called in a thread, reads in the loop."""
 
-    def __init__(self, kit: Kit, run_id: int, snapshot: Snapshot, loop: asyncio.AbstractEventLoop) -> None:
-        self._kit = kit
+    def __init__(self, press: Press, run_id: int, snapshot: Snapshot, loop: asyncio.AbstractEventLoop) -> None:
+        self._press = press
         self._run_id = run_id
         self._order = {
             size.name: place
             for place, size in enumerate(snapshot.design.output_sizes(snapshot.width, snapshot.height))
         }
-        self._base = f"{kit.settings.public_base}/media/outputs"
+        self._base = f"{press.public_base}/media/outputs"
         self._loop = loop
         self._page = -1
         self._found: dict[int, list[str]] = {}
+        self.over = False
 
     def __call__(self, position: int) -> Sequence[str] | None:
+        if self.over:
+            raise _AbandonedError
         if position // PAGE != self._page:
             self._page = position // PAGE
-            self._found = asyncio.run_coroutine_threadsafe(self._read(), self._loop).result()
+            self._found = self._wait_for(asyncio.run_coroutine_threadsafe(self._read(), self._loop))
         return self._found.get(position)
+
+    def _wait_for(self, reading: Future[dict[int, list[str]]]) -> dict[int, list[str]]:
+        """What was read. A loop that has ended reads nothing any more, and its process waits for this thread."""
+        while True:
+            try:
+                return reading.result(LOOK_S)
+            except TimeoutError:
+                if reading.done():
+                    raise
+                if self.over:
+                    raise _AbandonedError from None
 
     async def _read(self) -> dict[int, list[str]]:
         start = self._page * PAGE
@@ -93,13 +171,22 @@ class _Links:
             Output.position < start + PAGE,
             Output.deleted_at.is_(None),
         )
-        async with self._kit.db.read() as session:
+        async with self._press.db.read() as session:
             rows = list(await session.execute(query))
         rows.sort(key=lambda row: (row.position, self._order.get(row.size, len(self._order))))
         found: dict[int, list[str]] = {}
         for row in rows:
             found.setdefault(row.position, []).append(f"{self._base}/{row.name}.{row.suffix}")
         return found
+
+
+@contextmanager
+def _asked_from_threads(links: _Links) -> Iterator[_Links]:
+    """`links`, which lets its thread end as well when whoever waits for that is cancelled."""
+    try:
+        yield links
+    finally:
+        links.over = True
 
 
 async def _switch(kit: Kit, lease: RunLease, xml_key: str, csv_key: str) -> RunState:

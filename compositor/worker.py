@@ -9,6 +9,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
+from PIL import features
 from redis.exceptions import RedisError
 from rq import Worker
 from rq.serializers import JSONSerializer
@@ -77,6 +78,8 @@ def run_worker(settings: CompositorSettings, ready: Path | None = None) -> None:
     signal.signal(jobs.ENOUGH, signal.SIG_IGN)  # until a job listens for it
     settings.work_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     asyncio.run(sweep_work_folder(settings.work_folder))
+    if not features.check("raqm"):
+        log.warning("no_complex_text", reason="FriBiDi is missing: Arabic, Hebrew and Indic texts come out broken")
     with socket_folder() as folder, ComposeProcess(folder) as process:
         jobs.Hands.settings, jobs.Hands.process = settings, process
         if ready is not None:

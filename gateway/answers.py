@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gateway.errors import GenerationDeletedError
 from gateway.failures import from_row
 from gateway.filekinds import kind_of_key
 from models.errors import envelope
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from gateway.ledger import Told
+    from models.errors import IgenError
     from models.tables import Picture
 
 STATUS = {
@@ -52,17 +54,23 @@ def tell_success(told: Told, public_base: str) -> dict[str, Any]:
 
 def tell(told: Told, public_base: str) -> dict[str, Any]:
     """A generation in whatever state it is: `running`, `success` or `error`."""
+    if told.row.deleted_at is not None:
+        return {"status": "error", **_known(told), **_error(told, GenerationDeletedError())}
     if told.state is GenerationState.COMPLETED:
         return {**tell_success(told, public_base), "input": told.row.input}
-    body: dict[str, Any] = {
-        "status": STATUS[told.state],
-        "id": told.row.id,
-        "input": told.row.input,
-        "created_at": told.row.created_at.isoformat(),
-    }
+    known = {"status": STATUS[told.state], **_known(told)}
     if told.state is GenerationState.FAILED:
-        body["error"] = envelope(from_row(told.row.error_code, told.row.error), told.row.request_id)["error"]
-    return body
+        return {**known, **_error(told, from_row(told.row.error_code, told.row.error))}
+    return known
+
+
+def _known(told: Told) -> dict[str, Any]:
+    """What is told of every row."""
+    return {"id": told.row.id, "input": told.row.input, "created_at": told.row.created_at.isoformat()}
+
+
+def _error(told: Told, error: IgenError) -> dict[str, Any]:
+    return {"error": envelope(error, told.row.request_id)["error"]}
 
 
 def _image(picture: Picture, public_base: str, flagged: Collection[int]) -> dict[str, Any]:

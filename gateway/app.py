@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
+from compositor.feed.errors import FeedLimits
 from compositor.progress import connect as progress_redis
 from gateway import (
     archives,
@@ -48,6 +49,7 @@ from gateway.orphans import Orphans
 from gateway.pictures import PictureKeeper
 from gateway.previewer import Previewer
 from gateway.progresshub import ProgressHub
+from gateway.republishing import Republisher
 from gateway.requestlog import RequestLogWriter
 from gateway.retention import Retention
 from gateway.runner import Runner
@@ -184,6 +186,10 @@ async def _services(
     stack.push_async_callback(hub.stop)
     generations = GenerationHub(backend, ledger, redis, polls=settings.max_inflight)
     stack.push_async_callback(generations.stop)
+    limits = FeedLimits(max_bytes=settings.feed_max_bytes)
+    base = settings.public_base
+    republisher = Republisher(db, store, folder=settings.feeds, public_base=base, limits=limits)
+    stack.push_async_callback(republisher.stop)
     return Services(
         settings=settings,
         db=db,
@@ -204,7 +210,8 @@ async def _services(
         fetch_policy=policy,
         fetcher=fetcher,
         composer=composer,
-        sweeper=Sweeper(db, store),
+        republisher=republisher,
+        sweeper=Sweeper(db, store, republisher),
         housekeeper=Housekeeper(
             db,
             Retention(db, store, keep_runs=settings.keep_runs, keep_days=settings.keep_days),

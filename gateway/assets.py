@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -53,7 +54,7 @@ async def create(request: Request, caller: KnownCaller) -> JSONResponse:
         form = await stack.enter_async_context(read_form(request, folder, fields=("kind", "name"), files=limits))
         record_of(request.scope).request_body = dict(form.fields)
         kind, upload = _kind(form), _file(form)
-        suffix = await (_font(upload) if kind == "font" else _badge(services, upload))
+        suffix = await (_font if kind == "font" else _badge)(services, upload)
         asset = Asset(
             id=new_id("ast"),
             owner_id=caller.owner_id,
@@ -144,11 +145,15 @@ def _name(form: Form, upload: Upload) -> str:
     return printable[:NAME_MAX_CHARS] or upload.sha256[:12]
 
 
-async def _font(upload: Upload) -> str:
-    head = upload.path.read_bytes()
-    if problem := font_problem(head):
+async def _font(services: Services, upload: Upload) -> str:
+    data = await asyncio.to_thread(upload.path.read_bytes)
+    if problem := font_problem(data):
         raise UploadRefusedError("file", "bad_font", problem)
-    return ".otf" if head.startswith(b"OTTO") else ".ttf"
+    try:
+        await services.composer.inspect_font(upload.path)
+    except ComposeError:
+        raise UploadRefusedError("file", "bad_font", "is a damaged font: its letters cannot be drawn") from None
+    return ".otf" if data.startswith(b"OTTO") else ".ttf"
 
 
 async def _badge(services: Services, upload: Upload) -> str:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from gateway.drawing import draw
-from gateway.errors import StillRunningError
+from gateway.errors import GenerationDeletedError, StillRunningError
 from gateway.failures import from_row
 from gateway.filekinds import kind_of_key
 from gateway.multipart import Upload
@@ -37,6 +37,7 @@ async def draw_backdrop(
 
     Raises:
         GenerationError: it failed, as the ledger keeps it.
+        GenerationDeletedError: the key's job was deleted meanwhile.
         StillRunningError: it was not ready when the caller's wait ended; nothing was made of it.
         UnavailableError, BusyError: as `draw`.
 
@@ -45,6 +46,8 @@ async def draw_backdrop(
     drawing = await draw(request, caller, job, idempotency_key)
     if drawing.told is None:
         raise StillRunningError(retry_after_s=5)
+    if drawing.told.row.deleted_at is not None:
+        raise GenerationDeletedError
     if drawing.told.state is not GenerationState.COMPLETED:
         raise from_row(drawing.told.row.error_code, drawing.told.row.error)
     folder = services.settings.uploads

@@ -42,6 +42,7 @@ PING_S = 2.0
 LONGEST_RETRY_AFTER_S = 3600
 SHOWN_PROBLEMS = 20
 SHOWN_CHARS = 300
+STILL_LOADING = "The backend is still loading its checkpoint. Try again later."
 
 log = get_logger(__name__)
 
@@ -251,7 +252,10 @@ def _answer(status: int, headers: dict[str, str], raw: bytes) -> JobAnswer:
         message = str(told.get("message") or "")[:SHOWN_CHARS]
         raise DeadlineUnreachableError(message or None, retry_after_s=_retry_after(headers) or 1)
     kind = reasons.get(status, BackendFaultError)
-    raise kind(retry_after_s=_retry_after(headers) if kind is BackendFullError else None)
+    if kind is BackendFullError:
+        loading = _told(raw).get("code") == "loading"
+        raise BackendFullError(STILL_LOADING if loading else None, retry_after_s=_retry_after(headers))
+    raise kind()
 
 
 def _parse(raw: bytes) -> JobAnswer:

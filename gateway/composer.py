@@ -23,10 +23,14 @@ BUSY_RETRY_S = 5
 
 
 class Composer(Protocol):
-    """What the gateway asks of the compositor's children. Both may raise ComposeError."""
+    """What the gateway asks of the compositor's children. All may raise ComposeError."""
 
     async def inspect(self, path: Path) -> PictureInfo:
         """Size, transparency and format of a picture file, which is decoded to its end."""
+        ...
+
+    async def inspect_font(self, path: Path) -> None:
+        """Draw some of a font's letters."""
         ...
 
     async def compose(self, job: ComposeJob) -> Composed:
@@ -52,6 +56,11 @@ class ChildComposer:
         """
         with self._place(), _as_unavailable():
             return await self._pool.inspect(path, TIMEOUT_S)
+
+    async def inspect_font(self, path: Path) -> None:
+        """See Composer; errors as `inspect`."""
+        with self._place(), _as_unavailable():
+            await self._pool.inspect_font(path, TIMEOUT_S)
 
     async def compose(self, job: ComposeJob) -> Composed:
         """See Composer; errors as `inspect`."""

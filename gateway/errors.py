@@ -55,6 +55,25 @@ class StillRunningError(UnavailableError):
     default_message = "The job goes on. Ask for it again with the same Idempotency-Key, or by its id."
 
 
+class GenerationRunningError(IgenError):
+    """A generation under way cannot be deleted: its picture may be paid for already."""
+
+    status = 409
+    code = "generation_running"
+    retryable = True
+    report = False
+    default_message = "This generation has not ended yet. Delete it when it has."
+
+
+class GenerationDeletedError(IgenError):
+    """What an Idempotency-Key, or a picture that was about to be used, belongs to was deleted meanwhile."""
+
+    status = 410
+    code = "generation_deleted"
+    report = False
+    default_message = "This generation was deleted. Ask for another one with a new Idempotency-Key."
+
+
 class NotVerifiableError(IgenError):
     """The generation has no receipt from which its pictures could be drawn again."""
 

@@ -52,7 +52,7 @@ async def feed(request: Request, file: str) -> Response:
     served = Served(
         key=stored,
         etag=f'"{digest}"',
-        modified=run.finished_at or run.created_at,
+        modified=(await services.store.head(stored)).last_modified,  # it may be made anew long after its run
         media_type="application/gzip" if packed else TYPES[kind],
         cache="no-cache",
         extra=tuple([*extra, ("Content-Encoding", "gzip")] if encoded else extra),

@@ -135,10 +135,22 @@ def _job(fields: FrameFields) -> JobInput | None:
         if fields.generation is not None:
             raise InvalidInputError.for_field("generation", "needs a prompt beside it")
         return None
-    job = parse_input({**(fields.generation or {}), "prompt": fields.prompt})
+    try:
+        job = parse_input({**(fields.generation or {}), "prompt": fields.prompt})
+    except InvalidInputError as problem:
+        raise _of_generation(problem) from None
     if job.num_images != 1:
         raise InvalidInputError.for_field("generation.num_images", "must be 1: a frame has one picture")
     return job
+
+
+def _of_generation(problem: InvalidInputError) -> InvalidInputError:
+    """The same, with the names that the fields have in a frame's body."""
+    found = [
+        each if each.field == "prompt" else FieldProblem(f"generation.{each.field}", each.reason)
+        for each in problem.details
+    ]
+    return InvalidInputError("; ".join(f"{each.field}: {each.reason}" for each in found), details=found)
 
 
 def _refuse_both(first: str, one: object, second: str, other: object) -> None:

@@ -18,7 +18,7 @@ from compositor.runs import cancel_run, list_runs
 from gateway import frametable
 from gateway.auth import KnownCaller  # noqa: TC001 - as above
 from gateway.backdrops import draw_backdrop
-from gateway.errors import UploadRefusedError
+from gateway.errors import GenerationDeletedError, UploadRefusedError
 from gateway.feedcheck import check_feed
 from gateway.frameanswers import tell_frame
 from gateway.framebodies import form_schema, read_frame
@@ -34,6 +34,7 @@ from gateway.services import services_of
 from gateway.serving import Served, serve
 from models.db import utc_now
 from models.errors import InvalidInputError, NotFoundError
+from models.leases import about_to_name
 from models.store import content_key
 from models.tables import Frame
 
@@ -188,11 +189,16 @@ async def _body(request: Request, caller: Caller) -> AsyncIterator[FrameBody]:
 
 
 def _picture_there(services: Services, body: FrameBody, key: str | None) -> InTransaction:
-    """See `still_there`; a picture that was drawn is named by its generation, for good."""
+    """See `still_there`; a picture that was drawn is named by its generation, unless that was deleted meanwhile."""
 
     async def see_to(session: AsyncSession) -> None:
         upload = body.picture
-        if upload is None or key is None:
+        if key is None:
+            return
+        if upload is None:
+            await about_to_name(session)
+            if not await services.store.exists(key):
+                raise GenerationDeletedError
             return
         again = partial(services.store.put_file, key, upload.path, media_type=MEDIA_TYPES[key.rpartition(".")[2]])
         await still_there(session, services.store, key, again)

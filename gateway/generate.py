@@ -1,24 +1,33 @@
-"""`POST /api/generate/`: from a caller's JSON to a picture's link; and the reading of what was generated before."""
+"""`POST /api/generate/`: from a caller's JSON to a picture's link; reading and deleting what was generated before."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse  # noqa: TC002 - FastAPI reads the annotations when it runs
 
 from gateway.answers import tell, tell_success
 from gateway.auth import KnownCaller  # noqa: TC001 - as above
 from gateway.bodies import read_json
 from gateway.drawing import begin, refuse_while_draining, wait_for_end
-from gateway.errors import BusyError, StillRunningError
+from gateway.errors import BusyError, GenerationDeletedError, GenerationRunningError, StillRunningError
 from gateway.failures import from_row
 from gateway.inputs import shown
 from gateway.replies import idempotency_key
 from gateway.requestlog import record_of
 from gateway.responses import answer_error, answer_json
-from gateway.schemas import ACCEPTED, ERRORS, GENERATE_BODY, GeneratedAnswer, GenerationAnswer, GenerationList
+from gateway.routes import route
+from gateway.schemas import (
+    ACCEPTED,
+    ERRORS,
+    GENERATE_BODY,
+    ErrorEnvelope,
+    GeneratedAnswer,
+    GenerationAnswer,
+    GenerationList,
+)
 from gateway.services import BUSY_RETRY_S, services_of
 from models.errors import NotFoundError
 from models.tables import GenerationState
@@ -42,6 +51,7 @@ router = APIRouter(prefix="/api", redirect_slashes=False)
     "/generate/",
     responses={
         200: {"model": GeneratedAnswer, "description": "The pictures are drawn and stored."},
+        410: {"model": ErrorEnvelope, "description": "The Idempotency-Key's generation was deleted."},
         **ACCEPTED,
         **ERRORS,
     },
@@ -110,13 +120,44 @@ async def get_generation(request: Request, caller: KnownCaller, generation_id: s
     return answer_json(request.scope, tell(told, services.settings.public_base))
 
 
+@route(
+    router,
+    "DELETE",
+    "/generations/{generation_id}",
+    status=204,
+    summary="Delete one generation and its pictures",
+    responses={409: {"model": ErrorEnvelope, "description": "It has not ended yet."}},
+)
+async def delete_generation(request: Request, caller: KnownCaller, generation_id: str) -> Response:
+    """Its pictures' links are dead at once, and the files go a moment later, unless something else shows them.
+
+    Its line in the ledger stays: a retry with its Idempotency-Key is told (410) and draws nothing. Deleting it again
+    changes nothing.
+    """
+    services = services_of(request)
+    told = await _own(services, caller, generation_id)
+    record_of(request.scope).generation_id = told.row.id
+    if not await services.ledger.delete(told.row.id):
+        raise GenerationRunningError(retry_after_s=BUSY_RETRY_S)
+    services.sweeper.kick()
+    return Response(status_code=204)
+
+
 async def find_generation(services: Services, caller: Caller, generation_id: str) -> Told:
     """One of the caller's generations.
 
     Raises:
-        NotFoundError: no such, or somebody else's.
+        NotFoundError: no such, somebody else's, or deleted.
 
     """
+    told = await _own(services, caller, generation_id)
+    if told.row.deleted_at is not None:
+        raise NotFoundError
+    return told
+
+
+async def _own(services: Services, caller: Caller, generation_id: str) -> Told:
+    """As `find_generation`, deleted ones as well."""
     told = await services.ledger.tell(generation_id) if re.fullmatch(GENERATION_ID, generation_id) else None
     if told is None or told.row.owner_id != caller.owner_id:
         raise NotFoundError
@@ -132,6 +173,8 @@ def _accepted(request: Request, services: Services, told: Told, *, fresh: bool) 
 
 def _answer(request: Request, services: Services, told: Told, *, fresh: bool) -> JSONResponse:
     headers = _headers(told, fresh=fresh)
+    if told.row.deleted_at is not None:
+        return answer_error(request.scope, GenerationDeletedError(), generation_id=told.row.id, headers=headers)
     if told.state is GenerationState.COMPLETED:
         return answer_json(request.scope, tell_success(told, services.settings.public_base), headers=headers)
     error = from_row(told.row.error_code, told.row.error)

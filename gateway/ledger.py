@@ -1,4 +1,5 @@
-"""The exactly-once ledger: one row for each accepted request, which ends completed or failed and then never changes.
+"""The exactly-once ledger: one row for each accepted request, which ends completed or failed and then never changes,
+but that its owner may have it hidden.
 
 Every change of a row is one UPDATE that holds only while the row is open and its fence is the writer's, so a process
 that was silent past its lease can do no harm when it wakes. Leases are compared with the clock of the process that
@@ -13,7 +14,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from gateway.errors import IdempotencyConflictError
@@ -157,6 +158,18 @@ class Ledger:
             **released,
         )
 
+    async def delete(self, generation_id: str) -> bool:
+        """Hide a row that has ended, and its pictures, for good; False: it has not ended. Again does nothing more."""
+        now = self._clock()
+        ended = (Generation.id == generation_id, Generation.state.not_in(OPEN_STATES))
+        hide = update(Generation).where(*ended).values(deleted_at=func.coalesce(Generation.deleted_at, now))
+        pictures = update(Picture).where(Picture.generation_id == generation_id, Picture.deleted_at.is_(None))
+        async with self._db.write() as session:
+            if not _rows(await session.execute(hide)):
+                return False
+            await session.execute(pictures.values(deleted_at=now))
+        return True
+
     async def renew(self, ids: Collection[str]) -> set[str]:
         """Prolong this process's leases; returns those of `ids` that are open in another process's hands."""
         if not ids:
@@ -182,14 +195,14 @@ class Ledger:
         return [row for row in found if await self._seize(row, now)]
 
     async def tell(self, generation_id: str) -> Told | None:
-        """A row with its pictures, whoever owns it."""
+        """A row with its pictures, whoever owns it, and be it deleted."""
         async with self._db.read() as session:
             row = await session.get(Generation, generation_id)
             return None if row is None else (await _with_pictures(session, [row]))[0]
 
     async def recent(self, owner_id: str, *, limit: int, before: str | None) -> list[Told]:
-        """An owner's rows, newest first, older than `before`."""
-        query = select(Generation).where(Generation.owner_id == owner_id)
+        """An owner's rows that are not deleted, newest first, older than `before`."""
+        query = select(Generation).where(Generation.owner_id == owner_id, Generation.deleted_at.is_(None))
         if before is not None:
             query = query.where(Generation.id < before)
         async with self._db.read() as session:

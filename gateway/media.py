@@ -125,7 +125,7 @@ async def _find(request: Request, file: str) -> Picture:
     if suffix not in BY_SUFFIX or not PICTURE_NAME.fullmatch(name):
         raise NotFoundError
     async with services.db.read() as session:
-        picture = await session.scalar(select(Picture).where(Picture.name == name))
+        picture = await session.scalar(select(Picture).where(Picture.name == name, Picture.deleted_at.is_(None)))
     if picture is None or not picture.object_key.endswith(f".{suffix}"):
         raise NotFoundError
     if caller is not None and picture.owner_id != caller.owner_id:

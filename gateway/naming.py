@@ -60,16 +60,17 @@ async def _of_runs(session: AsyncSession, keys: list[str]) -> set[str]:
 
 
 async def _of_generations(session: AsyncSession, keys: list[str]) -> set[str]:
-    """What a generation was asked to start from, unless it ended without a picture."""
+    """What a generation was asked to start from, unless it ended without a picture or was deleted."""
     ids = {key.split("/")[1] for key in keys}
     failed = GenerationState.FAILED.value
-    query = select(Generation.id).where(Generation.id.in_(ids), Generation.state != failed)
+    wanted = (Generation.state != failed, Generation.deleted_at.is_(None))
+    query = select(Generation.id).where(Generation.id.in_(ids), *wanted)
     there = set(await session.scalars(query))
     return {key for key in keys if key.split("/")[1] in there}
 
 
 async def _contents(session: AsyncSession, keys: list[str]) -> set[str]:
-    found = await _in(session, keys, Picture.object_key)
+    found = await _in(session, keys, Picture.object_key, Picture.deleted_at.is_(None))
     found |= await _in(session, keys, Asset.object_key, Asset.deleted_at.is_(None))
     found |= await _in(session, keys, Frame.picture_key)
     return found | await _started_with(session, set(keys) - found)

@@ -108,7 +108,7 @@ async def list_failures(
 async def read(request: Request, frame: KnownFrame, position: str, run_id: RunId = None) -> JSONResponse:
     """The product at a position of the feed, whatever became of it."""
     services = services_of(request)
-    row = await _row(services, frame, position, run_id)
+    row = await _row(services, await run_of(services, frame, run_id), position)
     return answer_json(request.scope, tell_row(row, frame, services.settings.public_base))
 
 
@@ -122,7 +122,7 @@ async def read(request: Request, frame: KnownFrame, position: str, run_id: RunId
 async def source(request: Request, frame: KnownFrame, position: str, run_id: RunId = None) -> Response:
     """What stands beside the result."""
     services = services_of(request)
-    item = (await _row(services, frame, position, run_id)).item
+    item = (await _row(services, await run_of(services, frame, run_id), position)).item
     if item.source_key is None:
         raise NotFoundError
     head = await services.store.get_range(item.source_key, 0, 16)
@@ -142,26 +142,40 @@ async def source(request: Request, frame: KnownFrame, position: str, run_id: Run
 async def delete_one(
     request: Request, frame: KnownFrame, position: str, size: str | None = None, run_id: RunId = None
 ) -> JSONResponse:
-    """Its pictures, or the one of a size. A file goes unless another output shares it."""
+    """Its pictures, or the one of a size. A file goes unless another product shares it.
+
+    Earlier runs lose the same picture too, unless `run_id` names one run. The output feed is made anew at once.
+    """
     services = services_of(request)
-    row = await _row(services, frame, position, run_id)
-    deleted = await outputtable.delete_outputs(services.db, row.item.run_id, [row.item.position], size)
+    if (run := await run_of(services, frame, run_id)) is None:
+        raise NotFoundError
+    row = await _row(services, run, position)
+    deleted = await _delete(services, run, [row.item.position], size, everywhere=run_id is None)
     if not deleted:
         raise NotFoundError
-    services.sweeper.kick()
     return answer_json(request.scope, {"deleted": deleted})
 
 
 @route(router, "POST", "/api/frames/{frame_id}/outputs/delete", summary="Delete many outputs")
 async def delete_many(request: Request, frame: KnownFrame) -> JSONResponse:
-    """`{"positions": [...]}` or `{"all": true}`, with `size` for one size only."""
+    """`{"positions": [...]}` or `{"all": true}`, with `size` for one size only; as for one product."""
     services = services_of(request)
     chosen = await read_chosen(request)
     run = await run_of(services, frame, None if chosen.run_id is None else str(chosen.run_id))
     positions = None if chosen.all else chosen.positions
-    deleted = 0 if run is None else await outputtable.delete_outputs(services.db, run.id, positions, chosen.size)
-    services.sweeper.kick()
+    everywhere = chosen.run_id is None
+    deleted = 0 if run is None else await _delete(services, run, positions, chosen.size, everywhere=everywhere)
     return answer_json(request.scope, {"deleted": deleted})
+
+
+async def _delete(
+    services: Services, run: Run, positions: list[int] | None, size: str | None, *, everywhere: bool
+) -> int:
+    deleted = await outputtable.delete_outputs(services.db, run, positions, size, everywhere=everywhere)
+    if deleted:
+        await services.republisher.soon(run.frame_id)
+        services.sweeper.kick()
+    return deleted
 
 
 async def read_chosen(request: Request) -> Chosen:
@@ -245,8 +259,7 @@ async def run_of(services: Services, frame: Frame, run_id: str | None) -> Run | 
     return await find_run(services, frame, run_id)
 
 
-async def _row(services: Services, frame: Frame, position: str, run_id: str | None) -> Row:
-    run = await run_of(services, frame, run_id)
+async def _row(services: Services, run: Run | None, position: str) -> Row:
     if run is None or not (position.isascii() and position.isdigit() and len(position) < 11):  # noqa: PLR2004
         raise NotFoundError
     row = await outputtable.find_row(services.db, run.id, int(position))

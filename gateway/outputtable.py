@@ -10,10 +10,11 @@ from sqlalchemy.orm import aliased
 
 from gateway.frametable import MOST_ID
 from models.db import utc_now
-from models.tables import ItemState, Output, Run, RunItem
+from models.tables import ItemState, Output, Run, RunItem, RunState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
+    from datetime import datetime
 
     from sqlalchemy import ColumnElement, ScalarResult
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -37,6 +38,7 @@ SEARCHES: dict[str, Any] = {
     "reason": RunItem.reason,
 }
 """Columns that can be searched one by one."""
+BROKEN_OFF = (RunState.FAILED.value, RunState.CANCELLED.value)
 ZIP_PAGE = 100
 POSITIONS_AT_ONCE = 500
 """SQLite's old bound on variables of a statement is 999."""
@@ -83,9 +85,14 @@ class Row:
 
 
 async def shown_run(db: Database, frame_id: int) -> Run | None:
-    """The run whose outputs a frame shows: its latest that has entries, so that a run shows while it goes on."""
+    """The run whose outputs a frame shows: its latest that has entries, so that a run shows while it goes on.
+
+    One that ended before it made anything, such as by a feed that broke off, does not hide what is published.
+    """
     has_items = exists().where(RunItem.run_id == Run.id)
-    query = select(Run).where(Run.frame_id == frame_id, has_items).order_by(Run.id.desc()).limit(1)
+    has_outputs = exists().where(Output.run_id == Run.id, Output.deleted_at.is_(None))
+    good = or_(Run.state.not_in(BROKEN_OFF), has_outputs)
+    query = select(Run).where(Run.frame_id == frame_id, has_items, good).order_by(Run.id.desc()).limit(1)
     async with db.read() as session:
         return await session.scalar(query)
 
@@ -161,20 +168,43 @@ async def walk(
         after = rows[-1].item.position if rows and chosen is None else after
 
 
-async def delete_outputs(db: Database, run_id: int, positions: Collection[int] | None, size: str | None) -> int:
-    """Hide outputs of a run, all of it or some positions; the sweeper removes the files. How many there were."""
-    wanted = [Output.run_id == run_id, Output.deleted_at.is_(None)]
+async def delete_outputs(
+    db: Database, run: Run, positions: Collection[int] | None, size: str | None, *, everywhere: bool
+) -> int:
+    """Hide outputs of a run, all of it or some positions; the sweeper removes the files. How many there were.
+
+    The frame's other runs name the same file where nothing about a product has changed since. With `everywhere` it is
+    hidden there too, unless another output of this run is the same picture: then the file is shared, and stays.
+    """
+    now = utc_now()
+    wanted = [Output.run_id == run.id, Output.deleted_at.is_(None)]
     if size is not None:
         wanted.append(Output.size == size)
-    change = update(Output).values(deleted_at=utc_now())
+    hide = update(Output).values(deleted_at=now)
     parts = [None] if positions is None else _parts(sorted(set(positions)))
     deleted = 0
     async with db.write() as session:
         for part in parts:
             where = wanted if part is None else [*wanted, Output.position.in_(part)]
-            done: Any = await session.execute(change.where(*where))
+            done: Any = await session.execute(hide.where(*where))
             deleted += done.rowcount
+        if deleted and everywhere:
+            await session.execute(hide.where(*_same_elsewhere(run, now)))
     return deleted
+
+
+def _same_elsewhere(run: Run, hidden_at: datetime) -> list[ColumnElement[bool]]:
+    """Outputs of the frame's other runs whose file a run has just lost for good."""
+    mine, shown = aliased(Output), aliased(Output)
+    lost = select(mine.name).where(mine.run_id == run.id, mine.deleted_at == hidden_at)
+    kept = select(shown.name).where(shown.run_id == run.id, shown.deleted_at.is_(None))
+    return [
+        Output.frame_id == run.frame_id,
+        Output.run_id != run.id,
+        Output.deleted_at.is_(None),
+        Output.name.in_(lost),
+        Output.name.not_in(kept.where(shown.name.in_(lost))),
+    ]
 
 
 def _parts(positions: list[int]) -> list[list[int] | None]:

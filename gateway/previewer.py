@@ -1,14 +1,17 @@
 """One product in its frame, exactly as a run would make it: the same reader, fetch, snapshot and child.
 
-Feeds and product pictures are kept for some minutes, so that only the first preview waits for the network.
+Feeds and product pictures are kept for some minutes, so that only the first preview waits for their coming. One that
+was not asked for in the last seconds is asked for again, which brings it only if it has changed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
 import time
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -18,7 +21,7 @@ from compositor.errors import NoFeedError, RunFailedError
 from compositor.feed.reader import FeedError, FeedLimits, open_feed
 from compositor.materials import gather_materials
 from compositor.snapshot import take_snapshot
-from compositor.sources import SourceError, SourceFetcher
+from compositor.sources import Known, SourceError, SourceFetcher
 from gateway.errors import UploadRefusedError
 from models.errors import InvalidInputError, UnavailableError
 from models.fetch import FetchError
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from models.tables import Frame
 
 KEPT_S = 300.0
+FRESH_S = 10.0
 UNUSED_S = 3600.0
 MOST_KEPT = 200
 MOST_LOCKS = 1000
@@ -56,8 +60,27 @@ class Preview:
 
 @dataclass(slots=True)
 class _Kept:
+    """A file and what its server said of it; when that was last asked, and when it last said that this is the one."""
+
     path: Path
-    ends: float
+    known: Known | None = None
+    asked: float = field(default_factory=time.monotonic)
+    sure: float = field(default_factory=time.monotonic)
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() - self.sure > KEPT_S
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it need not be asked for again: an upload never changes."""
+        return self.known is None or time.monotonic() - self.asked < FRESH_S
+
+    def again(self, *, sure: bool) -> Path:
+        """It was asked for, and is still the one, as far as can be told."""
+        self.asked = time.monotonic()
+        self.sure = self.asked if sure else self.sure
+        return self.path
 
 
 @dataclass(slots=True)
@@ -132,60 +155,80 @@ class Previewer:
             raise NoFeedError
         name = _hash(f"feed {frame.owner_id} {address}")
         async with self._lock(name):
-            if (path := await self._still(name)) is not None:
-                return path
+            kept = await self._still(name)
+            if kept is not None and kept.fresh:
+                return kept.path
             path = await self._place(name)
+            known = None
             if frame.feed_url is None:
                 await self.store.get_file(address, path)
-            else:
-                await self._download(address, path)
-            self._kept[name] = _Kept(path, time.monotonic() + KEPT_S)
+            elif (known := await self._download(address, path, kept)) is None and kept is not None:
+                return kept.path
+            self._kept[name] = _Kept(path, known)
             return path
 
-    async def _download(self, url: str, path: Path) -> None:
+    async def _download(self, url: str, path: Path, kept: _Kept | None) -> Known | None:
+        """Fetch a feed; None where the one that is kept is as good as any that can be had now."""
+        conditions = kept.known.conditions if kept is not None and kept.known is not None else {}
         try:
             got = await self.fetcher.download(
                 url,
                 path,
+                headers=conditions,
                 total_timeout_s=FEED_TIMEOUT_S,
                 max_wire_bytes=self.feed_max_bytes,
                 max_decoded_bytes=self.feed_max_bytes,
             )
         except FetchError as problem:
+            if kept is not None:
+                kept.again(sure=False)
+                return None
             raise UploadRefusedError("feed_url", problem.code, problem.message) from None
         if not got.stored:
+            if kept is not None:
+                kept.again(sure=got.status == HTTPStatus.NOT_MODIFIED)
+                return None
             raise UploadRefusedError("feed_url", "feed_unavailable", f"The feed's server answered {got.status}.")
+        etag, modified = (_sendable(got.headers.get(name)) for name in ("ETag", "Last-Modified"))
+        return Known(got.sha256, etag, modified, got.bytes)
 
     async def _source(self, url: str) -> Path:
         name = _hash(f"source {url}")
         async with self._lock(name):
-            if (path := await self._still(name)) is not None:
-                return path
+            kept = await self._still(name)
+            if kept is not None and kept.fresh:
+                return kept.path
             if self._sources is None:
                 self._sources = SourceFetcher(self.fetcher, PER_HOST, TOTAL, max_bytes=self.source_max_bytes)
             await self._place(name)
-            got = await self._sources.get(url, None, self.folder)
+            try:
+                got = await self._sources.get(url, kept.known if kept is not None else None, self.folder)
+            except SourceError as problem:
+                if kept is not None and problem.retryable:
+                    return kept.again(sure=False)
+                raise
             if got.path is None:
-                raise SourceError("source_unavailable", "The picture did not come.")
-            self._kept[name] = _Kept(got.path, time.monotonic() + KEPT_S)
+                if kept is None:
+                    raise SourceError("source_unavailable", "The picture did not come.")
+                return kept.again(sure=True)
+            self._kept[name] = _Kept(got.path, Known(got.sha256, got.etag, got.last_modified, got.bytes))
             return got.path
 
-    async def _still(self, name: str) -> Path | None:
+    async def _still(self, name: str) -> _Kept | None:
         kept = self._kept.get(name)
-        if kept is None or kept.ends < time.monotonic() or not await asyncio.to_thread(kept.path.exists):
+        if kept is None or kept.over or not await asyncio.to_thread(kept.path.exists):
             return None
-        return kept.path
+        return kept
 
     async def _place(self, name: str) -> Path:
         """Where a new file goes, after the old ones were cleared away."""
-        now = time.monotonic()
-        for old in [each for each, kept in self._kept.items() if kept.ends < now]:
+        for old in [each for each, kept in self._kept.items() if kept.over]:
             del self._kept[old]
         while len(self._kept) >= MOST_KEPT:
             del self._kept[next(iter(self._kept))]
         using = {kept.path for kept in self._kept.values()}
         await asyncio.to_thread(_clear, self.folder, using)
-        return self.folder / name
+        return self.folder / f"{name}.{secrets.token_hex(4)}"  # the one before it may be in use
 
     def _lock(self, name: str) -> asyncio.Lock:
         if len(self._locks) > MOST_LOCKS:
@@ -199,6 +242,11 @@ def _size(snapshot: Snapshot, name: str | None) -> OutputSize:
     if found is None:
         raise InvalidInputError.for_field("size", f"must be one of {', '.join(size.name for size in sizes)}")
     return found
+
+
+def _sendable(validator: str | None) -> str | None:
+    """What a server said, if it can be said back to it."""
+    return validator if validator and validator.isascii() and validator.isprintable() else None
 
 
 def _nth(path: Path, limits: FeedLimits, position: int) -> FeedEntry | None:

@@ -186,19 +186,27 @@ async def _until_gone(websocket: WebSocket) -> None:
 async def _messages(services: Services, admitted: Admitted, watching: Watch) -> AsyncIterator[tuple[str, Message]]:
     """Kinds and messages: `snapshot` first, then `progress` and `error`, `ping` in silence, at last `end`."""
     yield "snapshot", watching.first
-    checked = time.monotonic()
+    checked, seen = time.monotonic(), _stage(watching.first)
     while not services.lifecycle.draining:
         message = await watching.next(LOOK_S)
-        if message is None:
-            yield "ping", {}
-        else:
-            yield "error" if message.get("type") == "error" else "progress", message
-        if time.monotonic() - checked >= RECHECK_S:
+        # SQLite gives a deleted frame's number away again: what begins under it may be somebody else's
+        begun = message is not None and _stage(message) != seen
+        if begun or time.monotonic() - checked >= RECHECK_S:
             checked = time.monotonic()
             if (over := await _over(services, admitted)) is not None:
                 yield "end", over
                 return
+        if message is None:
+            yield "ping", {}
+            continue
+        seen = _stage(message)
+        yield "error" if message.get("type") == "error" else "progress", message
     yield "end", {"code": GOING_AWAY, "reason": "restarting"}
+
+
+def _stage(message: Message) -> tuple[Any, Any]:
+    """Which run it speaks of, and where that stands."""
+    return message.get("run_id"), message.get("state")
 
 
 async def _over(services: Services, admitted: Admitted) -> Message | None:

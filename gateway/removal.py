@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 from sqlalchemy import and_, delete, func, or_, select
 
 from compositor.runs import FINISHED
+from gateway.inputs import inline_fields, input_key
 from gateway.naming import named
 from models.db import utc_now
 from models.leases import about_to_delete
 from models.store import ObjectMissingError
-from models.tables import Output, Run, RunChunk, RunItem, RunState
+from models.tables import Generation, Output, Picture, Run, RunChunk, RunItem, RunState
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -90,6 +91,27 @@ class Removal:
         waiting = list(keys)
         for first in range(0, len(waiting), AT_ONCE):
             await asyncio.gather(*(self.store.delete(key) for key in waiting[first : first + AT_ONCE]))
+
+    async def pictures(self) -> None:
+        """Remove the pictures of deleted generations, and what those were asked to start from.
+
+        Raises:
+            DatabaseError, StoreError: what is left goes another time.
+
+        """
+        some = select(Picture).where(Picture.deleted_at.is_not(None)).limit(AT_ONCE)
+        while True:
+            async with self.db.write() as session:
+                await about_to_delete(session)
+                if not (gone := list(await session.scalars(some))):
+                    return
+                whose = {picture.generation_id for picture in gone}
+                asked = select(Generation.id, Generation.input).where(Generation.id.in_(whose))
+                for generation_id, fields in (await session.execute(asked)).all():
+                    await self.delete([input_key(generation_id, field) for field in inline_fields(fields)])
+                keys = {picture.object_key for picture in gone}
+                await self.delete(keys - await named(session, keys))
+                await session.execute(delete(Picture).where(Picture.id.in_([picture.id for picture in gone])))
 
     async def outputs(self, frame_id: int, *, settled: bool = False) -> bool:
         """Remove a frame's outputs that were deleted; False: some are left until its run has ended.

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gateway.metrics import Metrics
     from gateway.previewer import Previewer
     from gateway.progresshub import ProgressHub
+    from gateway.republishing import Republisher
     from gateway.runner import Runner
     from gateway.settings import GatewaySettings
     from gateway.sweeper import Sweeper
@@ -149,6 +150,7 @@ class Services:
     fetch_policy: FetchPolicy
     fetcher: SafeFetcher
     composer: Composer
+    republisher: Republisher
     sweeper: Sweeper
     housekeeper: Housekeeper
     previewer: Previewer

@@ -63,7 +63,9 @@ class GatewaySettings(ServiceSettings):
         description="Key that the backend demands. Default: the content of $IGEN_HOME/inference-key, if it exists.",
     )
     backend_kind: Literal["auto", "selfhosted", "runpod"] = Field(
-        "auto", description="Rules of the backend: `auto` takes hosts under runpod.ai for RunPod."
+        "auto",
+        description="Rules of the backend: `auto` takes RunPod's queue for RunPod, and its load-balancing endpoints "
+        "for a server of ours.",
     )
     backend_max_answer_bytes: int = Field(
         64 * 1024 * 1024, ge=1024, description="Longest answer that is read from the backend, in bytes."
@@ -116,7 +118,9 @@ class GatewaySettings(ServiceSettings):
         if self.backend_kind != "auto":
             return BackendKind(self.backend_kind)
         host = urlsplit(self.backend_url).hostname or ""
-        return BackendKind.RUNPOD if f".{host}".endswith(".runpod.ai") else BackendKind.SELFHOSTED
+        balanced = host.endswith(".api.runpod.ai")  # in front of our own server: <endpoint id>.api.runpod.ai
+        is_queue = f".{host}".endswith(".runpod.ai") and not balanced
+        return BackendKind.RUNPOD if is_queue else BackendKind.SELFHOSTED
 
     @property
     def backend_secret(self) -> str:
@@ -140,6 +144,11 @@ class GatewaySettings(ServiceSettings):
     def previews(self) -> Path:
         """Where feeds and product pictures are kept between previews, for some minutes."""
         return self.home.absolute() / "tmp" / "previews"
+
+    @property
+    def feeds(self) -> Path:
+        """Where published feeds are made anew."""
+        return self.home.absolute() / "tmp" / "feeds"
 
     @property
     def hosts(self) -> frozenset[str]:

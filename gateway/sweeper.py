@@ -1,7 +1,8 @@
 """Removes what was deleted: rows say what is to go, and go last, so that a killed process leaves nothing behind.
 
 An object goes when nothing living names it any more: equal outputs of several runs share one object, and so do equal
-pictures of several frames. See `removal` for why none goes that is about to be used.
+pictures of several frames. See `removal` for why none goes that is about to be used. A published feed that names
+deleted outputs is made anew before their rows go (`republishing`).
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from models.db import DatabaseError, utc_now
 from models.leases import about_to_delete
 from models.logs import get_logger
 from models.store import StoreError
-from models.tables import Asset, Frame, Output, Run
+from models.tables import Asset, Frame, Output, Picture, Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from gateway.republishing import Republisher
     from models.db import Database
     from models.store import ObjectStore
 
@@ -37,9 +39,10 @@ log = get_logger(__name__)
 class Sweeper:
     """One task a process. Several processes may sweep at once."""
 
-    def __init__(self, db: Database, store: ObjectStore) -> None:
+    def __init__(self, db: Database, store: ObjectStore, republisher: Republisher) -> None:
         self._db = db
         self._removal = Removal(db, store)
+        self._republisher = republisher
         self._kicked = asyncio.Event()
         self._replaced: set[str] = set()
         self._task: asyncio.Task[None] | None = None
@@ -63,7 +66,7 @@ class Sweeper:
         """Remove everything that was deleted until now.
 
         Raises:
-            DatabaseError, StoreError: what is left goes next time.
+            DatabaseError, StoreError, OSError: what is left goes next time.
 
         """
         while self._replaced:
@@ -78,7 +81,9 @@ class Sweeper:
             query = select(Output.frame_id).where(Output.deleted_at.is_not(None)).distinct()
             frames = list(await session.scalars(query))
         for frame_id in frames:
+            await self._republisher.bring_up(frame_id)
             await self._removal.outputs(frame_id)
+        await self._pictures()
         await self._assets()
 
     async def _work(self) -> None:
@@ -86,8 +91,8 @@ class Sweeper:
             self._kicked.clear()
             try:
                 await self.sweep()
-            except (DatabaseError, StoreError) as problem:
-                log.warning("sweep_put_off", reason=problem.message)
+            except (DatabaseError, StoreError, OSError) as problem:
+                log.warning("sweep_put_off", reason=str(problem))
             except Exception:  # the edge of a task that must not die while the process lives
                 log.exception("sweep_crashed")
             try:
@@ -95,6 +100,12 @@ class Sweeper:
                     await self._kicked.wait()
             except TimeoutError:
                 continue
+
+    async def _pictures(self) -> None:
+        async with self._db.read() as session:
+            gone = await session.scalar(select(Picture.id).where(Picture.deleted_at.is_not(None)).limit(1))
+        if gone is not None:  # nobody is kept from naming objects when there is nothing to do
+            await self._removal.pictures()
 
     async def _assets(self) -> None:
         """An asset's row stays for as long as its object: a run may have been started with it."""

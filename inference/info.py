@@ -27,6 +27,7 @@ def describe_server(engine: Engine, styles: Styles, bounds: Bounds, max_waiting:
         "dtype": loaded.dtype,
         "attention": loaded.attention,
         "memory_mode": loaded.memory_mode,
+        "levers": dict(loaded.levers),
         "schedulers": list(loaded.schedulers),
         "scheduler_aliases": list(loaded.scheduler_aliases),
         "defaults": asdict(loaded.defaults),

@@ -31,6 +31,7 @@ def receipt_of(plan: Plan, drawn: DrawnWith, buckets: list[int], pixels_sha256: 
         dtype=info.dtype,
         buckets=buckets,
         versions=info.versions,
+        levers=dict(info.levers),
         prompt_syntax=first.syntax,
         refiner=_refiner(first.refiner, drawn.refiner),
         loras=[_lora(lora) for lora in drawn.loras],

@@ -89,6 +89,8 @@ def verify_output(
 
 def differences(asked: Receipt, drawn: Receipt) -> dict[str, list[str]]:
     """What is not as the receipt says: its value and the one of now."""
+    if not asked.levers:  # older receipts do not tell
+        drawn = drawn.model_copy(update={"levers": {}})
     then, now = _facts(asked), _facts(drawn)
     names = [name for name in (*then, *(name for name in now if name not in then)) if then.get(name) != now.get(name)]
     return {name: [then.get(name, ""), now.get(name, "")] for name in names}
@@ -217,6 +219,7 @@ def _facts(receipt: Receipt) -> dict[str, str]:
         "dtype": receipt.dtype,
         "buckets": ",".join(map(str, receipt.buckets)),
         **{f"versions.{name}": version for name, version in receipt.versions.items()},
+        **{f"levers.{name}": value for name, value in receipt.levers.items()},
         **{f"loras.{lora.name}": lora.sha256 for lora in receipt.loras},
     }
     if receipt.refiner is not None:

@@ -37,6 +37,10 @@ SOURCED = text("source_key IS NOT NULL")
 DELETED = text("deleted_at IS NOT NULL")
 
 
+NUMBERS_COME_ONCE = {"sqlite_autoincrement": True}
+"""SQLite gives the number of a deleted last row to the next one, unless told; PostgreSQL never does."""
+
+
 class UtcDateTime(TypeDecorator[datetime]):
     """A moment with its zone. SQLite keeps no zone, so it stores UTC and gets it back on the way out."""
 
@@ -117,7 +121,8 @@ class ApiKey(Base):
 class Generation(Base):
     """The ledger: one row for each accepted request, which always ends completed or failed.
 
-    `fence` goes up with every change of the lease's owner; a writer with an old number is refused.
+    `fence` goes up with every change of the lease's owner; a writer with an old number is refused. A deleted row
+    stays, for its count and its Idempotency-Key, and is shown to nobody.
     """
 
     __tablename__ = "generations"
@@ -148,13 +153,20 @@ class Generation(Base):
     created_at: Mapped[datetime]
     submitted_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
 
 
 class Picture(Base):
-    """One stored picture of a generation. `name` is the capability in its link, `object_key` where its bytes lie."""
+    """One stored picture of a generation. `name` is the capability in its link, `object_key` where its bytes lie.
+
+    A deleted picture's row stays until the sweeper has seen to its object.
+    """
 
     __tablename__ = "pictures"
-    __table_args__ = (UniqueConstraint("generation_id", "position"),)
+    __table_args__ = (
+        UniqueConstraint("generation_id", "position"),
+        Index("ix_pictures_deleted", "object_key", sqlite_where=DELETED, postgresql_where=DELETED),
+    )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     name: Mapped[str] = mapped_column(String(32), unique=True)
@@ -168,6 +180,7 @@ class Picture(Base):
     height: Mapped[int] = mapped_column(Integer)
     seed: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None]
 
 
 class RequestLog(Base):
@@ -218,7 +231,10 @@ class Frame(Base):
     """
 
     __tablename__ = "frames"
-    __table_args__ = (CheckConstraint("feed_mode IN ('replace', 'additional')", name="feed_mode"),)
+    __table_args__ = (
+        CheckConstraint("feed_mode IN ('replace', 'additional')", name="feed_mode"),
+        NUMBERS_COME_ONCE,
+    )
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     owner_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
@@ -281,6 +297,7 @@ class Run(Base):
         Index(None, "frame_id", "id"),
         Index(None, "state", "lease_expires_at"),
         Index(None, "finished_at"),
+        NUMBERS_COME_ONCE,
     )
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)

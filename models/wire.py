@@ -136,7 +136,8 @@ class Receipt(Wire):
 
     `prompt` and `negative_prompt` are as drawn, after styles. `width` and `height` are before the hires pass.
     `pixels_sha256` is over each picture's raw pixels (uint8 RGB, row by row), before any hook and any encoding;
-    `init_sha256` and `mask_sha256` are over the given files.
+    `init_sha256` and `mask_sha256` are over the given files. `levers` are the engine's choices that move a picture's
+    last bits: attention kernel, compilation, CUDA graphs, fused projections, the VAE's precision, the memory mode.
     """
 
     checkpoint: str
@@ -154,6 +155,7 @@ class Receipt(Wire):
     dtype: str
     buckets: list[int]
     versions: dict[str, str]
+    levers: dict[str, str] = Field(default_factory=dict)
     prompt_syntax: Literal["a1111", "plain"] = "a1111"
     refiner: ReceiptRefiner | None = None
     loras: list[ReceiptLora] = Field(default_factory=list)

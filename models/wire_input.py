@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from models.wire_fields import (
@@ -28,6 +36,7 @@ if TYPE_CHECKING:
     from pydantic import ModelWrapValidatorHandler
 
 LORAS_MAX = 8
+ANY_SEED = -1
 DEADLINE_MAX_S = 7 * 86_400
 IGNORED_WITHOUT_IMAGE = ("strength",)
 IGNORED_WITHOUT_REFINER = ("refiner_inference_steps", "high_noise_frac", "refiner_negative_prompt")
@@ -116,7 +125,7 @@ class JobInput(Wire):
         "Absent: the checkpoint's default.",
     )
     seed: int | None = Field(
-        None, strict=True, ge=0, lt=SEED_COUNT, description="Absent: drawn at random and reported."
+        None, strict=True, ge=ANY_SEED, lt=SEED_COUNT, description="Absent or -1: drawn at random and reported."
     )
     num_images: int = Field(
         1,
@@ -224,6 +233,12 @@ class JobInput(Wire):
         description="Alone in its batch from first to last step: equal bit for bit every time.",
     )
     request_id: JobId | None = Field(None, description="Correlation id; also the job's id on a self-hosted server.")
+
+    @field_validator("seed")
+    @classmethod
+    def _any_seed_is_none(cls, seed: int | None) -> int | None:
+        """AUTOMATIC1111's clients always send one, -1 for any."""
+        return None if seed == ANY_SEED else seed
 
     @model_validator(mode="wrap")
     @classmethod

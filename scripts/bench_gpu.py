@@ -1,13 +1,13 @@
 """Full-size SDXL with random weights: stock diffusers beside our engine, lever by lever, in one table.
 
 `python scripts/bench_gpu.py` on a machine with a GPU; needs torch, diffusers, transformers, safetensors and this
-repository. `--tiny` runs its logic on a CPU with the bundled checkpoint; those times mean nothing. With `--json` a
-run that was cut off goes on where it ended.
+repository. `--tiny` runs its logic on a CPU with the bundled checkpoint; those times mean nothing. What matters most
+is measured first, what compiles for minutes last. With `--json` a run that was cut off, by `--minutes` or by a kill,
+goes on where it ended.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -20,24 +20,34 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # started as a file: then this folder is searched, not the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from scripts.gpubench.rows import Row, best_levers, combined_rows, single_rows
+from scripts.gpubench import choices
+from scripts.gpubench.options import STEPS, TINY_STEPS, read_options
+from scripts.gpubench.rows import (
+    Row,
+    batched_rows,
+    least_seconds,
+    lossy_rows,
+    regional_rows,
+    single_rows,
+    slow_rows,
+)
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterable, Sequence
 
-    from inference.engine.levers import Levers
     from scripts.gpubench.report import Results
     from scripts.gpubench.sdxl import Cost, Models
 
 BATCHES, TINY_BATCHES = (1, 2, 4, 8, 16), (1, 2)
-STEPS, TINY_STEPS = 10, 4
+COLD_START_S = 60.0  # to write 7 GB and start twice, at least
 GOALS = ((30, "goal: 30 steps"), (20, "goal: 20 steps"))
 """What is shown for every row by its step time, and measured in full for the best."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the bench; the process's exit code is 1 where the engine's pictures are wrong or a row failed."""
-    options = read_options(words)
+    options = read_options(words, __doc__)
     if options.travel:
         from scripts.gpubench import travel  # noqa: PLC0415 - reads nothing of torch
 
@@ -50,31 +60,6 @@ def main(words: Sequence[str] | None = None) -> int:
     return Bench(options).run()
 
 
-def read_options(words: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="the bundled checkpoint, a few small pictures")
-    parser.add_argument(
-        "--travel", action="store_true", help="list what a bare CUDA machine must be brought, and try"
-    )
-    parser.add_argument("--device", default="auto", help="cuda or cpu; cpu with --tiny alone")
-    parser.add_argument("--batches", type=_numbers, help="pictures at once, with commas (1,2,4,8,16)")
-    parser.add_argument("--steps", type=int, help=f"steps measured of each row, scaled to 30 and 20 ({STEPS})")
-    parser.add_argument("--minutes", type=float, default=9.0, help="begin no row after so many (9)")
-    parser.add_argument("--json", type=Path, help="keep results here, and go on from what is there")
-    parser.add_argument("--only", default="", help="only rows whose name has this in it")
-    parser.add_argument("--no-cold-start", action="store_true", help="write no 7 GB of weights to the disk")
-    parser.add_argument("--table", type=Path, help="where the engine's table goes ($IGEN_HOME/tuning.json on CUDA)")
-    for name in ("--start", "--home"):
-        parser.add_argument(name, type=Path, help=argparse.SUPPRESS)  # the cold start's own process
-    parser.add_argument("--compile", default="auto", help=argparse.SUPPRESS)
-    return parser.parse_args(words)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in text.split(","))
-
-
 class Bench:
     """One run of it."""
 
@@ -82,11 +67,15 @@ class Bench:
         """Read what an earlier run left."""
         from inference.engine.checkpoint import choose_device  # noqa: PLC0415 - torch takes seconds
         from inference.engine.libraries import quiet_libraries  # noqa: PLC0415
+        from inference.engine.types import CheckpointError  # noqa: PLC0415
         from scripts.gpubench.report import Results, describe_device  # noqa: PLC0415
 
         quiet_libraries()
         self.options = options
-        self.device = choose_device(options.device)
+        try:
+            self.device = choose_device(options.device)
+        except CheckpointError as problem:
+            raise SystemExit(str(problem)) from None
         if self.device.type != "cuda" and not options.tiny:
             raise SystemExit("no CUDA device: on a CPU there is --tiny, whose times mean nothing, and --travel")
         self.began = time.monotonic()
@@ -94,7 +83,12 @@ class Bench:
         self.steps: int = options.steps or (TINY_STEPS if options.tiny else STEPS)
         about = describe_device(self.device, 0 if options.tiny else 1024, self.steps)
         self.results: Results = Results.open(options.json, about)
+        try:
+            self.results.save()
+        except OSError as problem:
+            raise SystemExit(f"--json: {options.json} cannot be written: {problem.strerror}") from None
         self.late: list[str] = []
+        self.asked = False
         print(json.dumps(about))
 
     def run(self) -> int:
@@ -106,10 +100,15 @@ class Bench:
         self._check(models, "plain")
         print_head()
         self._measure(models, cost, single_rows(self.batches))
-        self._measure(models, cost, combined_rows(self.batches, self.results))
+        self._measure(models, cost, batched_rows(self.batches, self.results))
+        self._measure_goals(models, cost)
+        self._measure(models, cost, regional_rows(self.batches, self.results))
         self._measure_goals(models, cost)
         self._check(models, "best")
+        self._measure(models, cost, lossy_rows(self.batches, self.results))
         self._cold_start(models)
+        self._measure(models, cost, slow_rows(self.batches, self.results))
+        self._measure_goals(models, cost)
         print_all(self.results)
         self._summary()
         failed = [name for name, found in self.results.rows.items() if "failed" in found]
@@ -150,11 +149,12 @@ class Bench:
         """The pictures against stock diffusers in float32: first with no lever, last with those that gained."""
         from inference.engine.levers import Levers  # noqa: PLC0415
         from scripts.gpubench import accuracy  # noqa: PLC0415
-        from scripts.gpubench.contestants import DoesNotFitError  # noqa: PLC0415
+        from scripts.gpubench.watching import DoesNotFitError  # noqa: PLC0415
 
-        if which in self.results.accuracy or self._late(f"accuracy, {which}"):
+        levers = Levers() if which == "plain" else choices.best(self.results, self.batches)
+        known = self.results.accuracy.get(which, {}).get("levers") == str(levers)
+        if known or self._late(f"accuracy, {which}"):
             return
-        levers = Levers() if which == "plain" else self._best()
         import torch  # noqa: PLC0415
 
         try:
@@ -174,26 +174,30 @@ class Bench:
 
     def _measure(self, models: Models, cost: Cost, rows: Iterable[Row], steps: int | None = None) -> None:
         for row in rows:
-            if self.options.only in row.id and not self.results.has(row) and not self._late(row.id):
+            if self.options.only not in row.id:
+                continue
+            self.asked = True
+            if not self.results.has(row) and not self._late(row.id, row):
                 self.results.add(row, self._row(models, cost, row, steps or self.steps))
+        self._write_table()
 
     def _row(self, models: Models, cost: Cost, row: Row, steps: int) -> dict[str, Any]:
-        from scripts.gpubench.contestants import DoesNotFitError, Load, time_engine, time_stock  # noqa: PLC0415
+        from scripts.gpubench.contestants import Load, time_engine, time_stock  # noqa: PLC0415
+        from scripts.gpubench.watching import DoesNotFitError  # noqa: PLC0415
 
         if missing := self._missing(row):
             return {"skipped": f"needs {missing}"}
         load = Load(row.batch, models.size, steps)
         try:
             timing = (time_stock if row.who == "stock" else time_engine)(models, row, load)
+            difference = self._difference(models, load, timing.pixels) if row.lossy else None
         except (DoesNotFitError, ImportError) as problem:
             return {"skipped": str(problem)}
         except Exception as problem:  # noqa: BLE001 - a row's fault must not cost the others; shown and counted
             traceback.print_exc()
             return {"failed": f"{type(problem).__name__}: {str(problem).strip()[:200]}".replace("\n", " ")}
         found = figures(timing, load, cost, self.results.ceilings["tflops"])
-        if row.lossy:
-            found["difference"] = self._difference(models, load, timing.pixels)
-        return found
+        return found if difference is None else {**found, "difference": difference}
 
     def _difference(self, models: Models, load: Any, pixels: Any) -> float:
         """How far a lossy row's pictures are from the plain engine's."""
@@ -208,54 +212,32 @@ class Bench:
         there = {"cuda": self.device.type == "cuda"}
         return ", ".join(name for name in row.needs if not there.get(name, version_of(name) is not None))
 
-    def _late(self, what: str) -> bool:
-        late = bool(time.monotonic() - self.began > 60 * self.options.minutes)
-        if late:
+    def _late(self, what: str, row: Row | None = None, least_s: float = 0.0) -> bool:
+        """Whether there is no time left for this; it is remembered then."""
+        compiles = row is not None and self.device.type == "cuda" and not self._missing(row)
+        least_s = least_seconds(row) if compiles and row is not None else least_s
+        late = bool(time.monotonic() - self.began + least_s > 60 * self.options.minutes)
+        if late and what not in self.late:
             self.late.append(what)
         return late
 
     # ---- conclusions
 
-    def _best(self) -> Levers:
-        """The fastest of those measured that leave the pictures what they are, over all batch sizes."""
-        from inference.engine.levers import Levers  # noqa: PLC0415
-
-        rates: dict[str, list[float]] = {}
-        for name, found in self.results.rows.items():
-            lossless = name.startswith("engine") and not found.get("lossy") and "goal" not in name
-            if lossless and "images_s_20" in found and "channels first" not in name:
-                rates.setdefault(json.dumps(found["levers"]), []).append(found["images_s_20"])
-        if not rates:
-            return best_levers(self.results, self.batches[0])
-        most = max(len(each) for each in rates.values())
-        widest = {name: sum(each) / len(each) for name, each in rates.items() if len(each) == most}
-        return Levers(**json.loads(max(widest, key=lambda name: widest[name])))
-
     def _measure_goals(self, models: Models, cost: Cost) -> None:
-        best = self._best()
-        rates = {batch: self._rate(best, batch) for batch in self.batches}
-        batches = (self.batches[0], max(rates, key=lambda batch: rates[batch]))
-        for (steps, name), batch in zip(GOALS, batches, strict=True):
+        """Whole pictures with the fastest levers so far: for one batch the first, for images a second any."""
+        for (steps, name), batches in zip(GOALS, (self.batches[:1], self.batches), strict=True):
+            levers, batch = choices.fastest(self.results, batches)
             shown = self.steps if self.options.tiny else steps
-            self._measure(models, cost, [Row("engine", name, batch, best)], shown)
-
-    def _rate(self, levers: Levers, batch: int) -> float:
-        wanted = dataclasses.asdict(levers)
-        found = self.results.rows.items()
-        rates = (row.get("images_s_20", 0.0) for name, row in found if self._is(name, row, wanted, batch))
-        return max(rates, default=0.0)
-
-    @staticmethod
-    def _is(name: str, row: dict[str, Any], levers: dict[str, Any], batch: int) -> bool:
-        same = bool(row["levers"] == levers)
-        return same and name.startswith("engine") and name.endswith(f"| {batch}")
+            self._measure(models, cost, [Row("engine", name, batch, levers)], shown)
 
     def _cold_start(self, models: Models) -> None:
         from scripts.gpubench import cold  # noqa: PLC0415
 
-        if self.options.no_cold_start or self.results.cold_start or self._late("cold start"):
+        if self.options.no_cold_start or self.results.cold_start:
             return
-        compile_mode = self._best().compile
+        if self._late("cold start", least_s=COLD_START_S if self.device.type == "cuda" else 0):
+            return
+        compile_mode = choices.best(self.results, self.batches).compile
         self.results.cold_start = cold.measure(models, compile_mode=compile_mode)
         self.results.save()
         print("cold start:", json.dumps(self.results.cold_start), flush=True)
@@ -266,28 +248,18 @@ class Bench:
         if self.late:
             print(f"not measured for lack of time ({self.options.minutes:g} min): {'; '.join(self.late)}")
             print("run again with the same --json to go on")
-        self._write_table()
+        if not self.asked:
+            print(f"no row has '{self.options.only}' in its name")
+        if (path := self._write_table()) is not None:
+            chosen = choices.best(self.results, self.batches)
+            print(f"the engine's choices for {self.results.device['name']} ({chosen}) are in {path}")
 
-    def _write_table(self) -> None:
-        """What the engine's `auto` goes by on this device."""
+    def _write_table(self) -> Path | None:
+        """What the engine's `auto` goes by on this device; written after each part, for a run may be cut off."""
         path: Path | None = self.options.table
         if path is None and self.device.type == "cuda" and not self.options.tiny:
             path = Path(os.environ.get("IGEN_HOME") or Path(__file__).resolve().parents[1] / "var") / "tuning.json"
-        if path is None or not any("images_s_20" in found for found in self.results.rows.values()):
-            return
-        from inference.engine.tuning import Tuned, choose_buckets, write_table  # noqa: PLC0415
-
-        best, about = self._best(), self.results.device
-        wanted = dataclasses.asdict(best)
-        steps = {
-            2 * batch: found["step_ms"]
-            for batch in self.batches
-            for name, found in self.results.rows.items()
-            if self._is(name, found, wanted, batch) and "step_ms" in found
-        }
-        measured = time.strftime("%Y-%m-%d", time.gmtime())
-        write_table(path, Tuned(about["name"], about["versions"]["torch"], measured, wanted, choose_buckets(steps)))
-        print(f"the engine's choices for {about['name']} ({best}) are in {path}")
+        return None if path is None else choices.write(path, self.results, self.batches)
 
 
 def figures(timing: Any, load: Any, cost: Cost, ceiling_tflops: float) -> dict[str, Any]:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scripts.deploying.api import API, RunpodApi
-from scripts.deploying.config import SECRET_NAME, check_image, deployment, parse_env, parse_model, read_toml
+from scripts.deploying.config import (
+    IMAGE_CUDA,
+    SECRET_NAME,
+    check_image,
+    deployment,
+    parse_env,
+    parse_model,
+    read_toml,
+)
 from scripts.deploying.deploy import Deployer
 from scripts.deploying.errors import DeployError
 from scripts.deploying.rehearsal import Rehearsal
@@ -35,7 +43,9 @@ def main(  # noqa: PLR0917 - typer makes options of them
     image: Annotated[str | None, typer.Option(help="The image, registry and tag included.")] = None,
     gpu: Annotated[list[str] | None, typer.Option(help="A GPU type or pool; may be given several times.")] = None,
     gpu_count: Annotated[int | None, typer.Option(min=1, help="GPUs of one worker.")] = None,
-    min_cuda: Annotated[str | None, typer.Option(help="Oldest CUDA version of a host's driver, as 12.8.")] = None,
+    min_cuda: Annotated[
+        str | None, typer.Option(help=f"Oldest CUDA version of a host's driver, {IMAGE_CUDA} without it; '' for any.")
+    ] = None,
     container_disk: Annotated[int | None, typer.Option(min=1, help="Disk of the container in GB.")] = None,
     workers_min: Annotated[int | None, typer.Option(min=0, help="Workers that always run (and always cost).")] = None,
     workers_max: Annotated[int | None, typer.Option(min=0, help="Most workers.")] = None,

@@ -39,6 +39,10 @@ def show(console: Console, finding: Finding) -> None:
         console.print(f"        -> {finding.mend}", markup=False, highlight=False, soft_wrap=True)
 
 
+def _count(number: int, word: str) -> str:
+    return f"{number or 'no'} {word}{'s' * (number != 1)}"
+
+
 def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON alone.")] = False,
 ) -> None:
@@ -67,7 +71,7 @@ def main(
     if as_json:
         print(json.dumps({"ok": faults == 0, "findings": [finding.as_json() for finding in found]}))
     else:
-        console.print(f"{faults or 'no'} faults, {warnings or 'no'} warnings", highlight=False)
+        console.print(f"{_count(faults, 'fault')}, {_count(warnings, 'warning')}", highlight=False)
     raise typer.Exit(FAULTY if faults else OK)
 
 

@@ -25,6 +25,7 @@ from compositor.design import Fit  # noqa: TC001 - typer reads it
 from compositor.feed.errors import FeedError
 from models.fetch import FetchPolicy, parse_allow_hosts
 from models.settings import CommonSettings, SettingsError, load_settings
+from scripts.calling.environment import adopt_environment
 from scripts.calling.interruption import Interruption
 from scripts.headless.framing import MachineError
 from scripts.headless.options import OptionsError, Overrides, read_assets, read_design
@@ -144,6 +145,7 @@ def main(  # noqa: PLR0917 - typer makes options of them
     """Frame every product of a feed. Run it again to go on after an interruption, or to update."""
     console, errors = Console(), Console(stderr=True)
     interruption = Interruption()
+    adopt_environment()
     try:
         whole_design = read_design(design, Overrides(box, fit, layer, output_format, quality))
         request = Request(

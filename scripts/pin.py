@@ -32,6 +32,9 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
+    if not missing & OPTIONAL:
+        print("the extra cuda is installed, whose torch is not the one to pin", file=sys.stderr)
+        return 1
     pins |= {name: kept[name] for name in missing if name in kept}
     lines = [f"{name}=={pins[name]}" for name in sorted(pins)]
     CONSTRAINTS.write_text(HEADER + "\n".join(lines) + "\n", encoding="utf-8")

@@ -44,6 +44,7 @@ class ExitCode(IntEnum):
 
 def put_back(path: Path, settings: ServiceSettings, header: Header, console: Console, *, force: bool) -> None:
     """Restore a verified backup into a checked target."""
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("Restoring", total=header.bytes)
@@ -53,6 +54,7 @@ def put_back(path: Path, settings: ServiceSettings, header: Header, console: Con
                 header,
                 settings.database,
                 open_store(settings.store),
+                home=settings.home,
                 force=force,
                 told=lambda count: progress.advance(task, count),
             )

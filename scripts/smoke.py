@@ -1,7 +1,7 @@
 """Try a live deployment from end to end: scripts/smoke URL.
 
-It draws one picture (which a backend that charges charges for), frames a feed of two products, and deletes the frame
-at the end. The products' picture is the one just drawn, by its own link, so the workers must be allowed to fetch from
+It draws one picture (which a backend that charges charges for), frames a feed of two products, and deletes both at
+the end. The products' picture is the one just drawn, by its own link, so the workers must be allowed to fetch from
 the gateway's public address; with --origin two pictures are served from here in its place.
 
 Exit codes: 0 every step passed; 1 one failed; 2 the command line is wrong; 130 and 143 interrupted.
@@ -62,17 +62,25 @@ async def smoke(request: Request, steps: Steps) -> None:
     """
     async with Gateway(request.access) as gateway:
         drawing = Drawing(gateway, request.prompt)
-        await drawing.take(steps)
-        if not request.framing:
-            steps.skip("frame", "left out")
-        elif request.origin is not None:
-            async with origin(request.origin) as links:
-                await Framing(gateway, links, run_s=request.run_s).take(steps)
-        elif drawing.picture_url:
-            links = [drawing.picture_url, f"{drawing.picture_url}?product=2"]
+        try:
+            await drawing.take(steps)
+            await frame(gateway, drawing.picture_url, request, steps)
+        finally:
+            await drawing.clean_up(steps)
+
+
+async def frame(gateway: Gateway, picture_url: str, request: Request, steps: Steps) -> None:
+    """Frame pictures of the origin, or the one just drawn."""
+    if not request.framing:
+        steps.skip("frame", "left out")
+    elif request.origin is not None:
+        async with origin(request.origin) as links:
             await Framing(gateway, links, run_s=request.run_s).take(steps)
-        else:
-            steps.skip("frame", "there is no picture to frame")
+    elif picture_url:
+        links = [picture_url, f"{picture_url}?product=2"]
+        await Framing(gateway, links, run_s=request.run_s).take(steps)
+    else:
+        steps.skip("frame", "there is no picture to frame")
 
 
 def main(  # noqa: PLR0917 - typer makes options of them

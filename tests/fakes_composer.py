@@ -37,6 +37,10 @@ class FakeComposer:
             return PictureInfo(100, 100, transparent=False, format="gif")
         raise ComposeError(ComposeCode.NOT_AN_IMAGE, "The file is not a picture.")
 
+    async def inspect_font(self, path: Path) -> None:
+        self._fail()
+        assert path.is_file()
+
     async def compose(self, job: ComposeJob) -> Composed:
         self._fail()
         self.jobs.append(job)

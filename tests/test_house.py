@@ -39,6 +39,7 @@ BEHAVIOURS = {
     "compositor/test_whole_runs",
     "gateway/test_idempotency",
     "gateway/test_recovery",
+    "inference/engine/test_pretend_card",
     "gateway/test_sweeping_beside_runs",
     "inference/test_endurance",
     "inference/test_features",

@@ -22,6 +22,7 @@ from PIL import Image, ImageFont
 
 from compositor.compose import fastjpeg
 from compositor.compose.errors import ComposeCode, ComposeError
+from compositor.compose.fonts import try_font
 from compositor.compose.job import ComposeJob
 from compositor.compose.limits import Limits, end_request, limit_process, start_request
 from compositor.compose.picture import open_picture
@@ -49,6 +50,7 @@ class Conversation:
         self._doors: dict[str, Callable[[dict[str, Any]], Answer]] = {
             "compose": self._compose,
             "inspect": self._inspect,
+            "inspect_font": self._inspect_font,
         }
 
     def run(self) -> None:
@@ -91,6 +93,10 @@ class Conversation:
         info = open_picture(Path(request["path"])).info()
         header = {"width": info.width, "height": info.height, "transparent": info.transparent, "format": info.format}
         return header, b""
+
+    def _inspect_font(self, request: dict[str, Any]) -> Answer:
+        try_font(Path(request["path"]))
+        return {}, b""
 
 
 def write_output(path: Path, data: bytes) -> None:

@@ -25,8 +25,8 @@ PAUSE_S = 0.2
 DEFAULT_TIMEOUT_S = 30.0
 IN_HAND = 2
 """Requests that are sent: the one that is worked on, and the next. `Connection` knows of no more."""
-FIELD_MAX_CHARS = 4096
-"""No text of a frame is longer, so a feed's long description need not travel."""
+FIELD_MAX_CHARS = 2000
+"""No text of a frame is longer, so a feed's long description need not travel. A run's rows keep as much."""
 
 
 class ComposeClient:
@@ -95,6 +95,15 @@ class ComposeClient:
         """
         header, _ = await self._ask({"do": "inspect", "path": str(path)}, timeout_s)
         return PictureInfo(header["width"], header["height"], header["transparent"], header["format"])
+
+    async def inspect_font(self, path: Path, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """See that a font's letters can be drawn.
+
+        Raises:
+            ComposeError: they cannot.
+
+        """
+        await self._ask({"do": "inspect_font", "path": str(path)}, timeout_s)
 
     async def _ask(self, request: dict[str, Any], timeout_s: float) -> Answer:
         try:
@@ -184,5 +193,18 @@ class ComposePool:
         client = await self._free.get()
         try:
             return await client.inspect(path, timeout_s)
+        finally:
+            self._free.put_nowait(client)
+
+    async def inspect_font(self, path: Path, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """As `ComposeClient.inspect_font`.
+
+        Raises:
+            ComposeError: as there.
+
+        """
+        client = await self._free.get()
+        try:
+            await client.inspect_font(path, timeout_s)
         finally:
             self._free.put_nowait(client)

@@ -6,7 +6,8 @@ import operator
 import re
 from typing import TYPE_CHECKING, Any
 
-from compositor.compose.fields import NAME, Fields, price
+from compositor.compose.amounts import amount
+from compositor.compose.fields import NAME, Fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,8 +27,8 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 def holds(condition: Condition, fields: Fields) -> bool:
     """Whether one condition holds.
 
-    A comparison with an empty field never holds, but for `!=`. Two prices compare as numbers; for an order
-    (`<` and the like) of anything else both sides must be texts.
+    A comparison with an empty field never holds, but for `!=`. Two amounts compare as numbers, and those of different
+    currencies only differ; for an order (`<` and the like) of anything else both sides must be texts.
     """
     left = fields.get(condition.field)
     if condition.operator in ("present", "absent"):
@@ -38,12 +39,12 @@ def holds(condition: Condition, fields: Fields) -> bool:
         return condition.operator == "!=" and _plain(left) != _plain(right)
     if condition.operator == "contains":
         return _plain(right) in _plain(left)
-    amounts = price(left), price(right)
+    ours, theirs = amount(left), amount(right)
     compare = _COMPARE[condition.operator]
-    if None not in amounts:
-        return compare(*amounts)
-    if condition.operator not in ("=", "!=") and amounts != (None, None):
-        return False  # a price is neither less nor more than a word
+    if ours is not None and theirs is not None:
+        return compare(ours.value, theirs.value) if ours.comparable(theirs) else condition.operator == "!="
+    if condition.operator not in ("=", "!=") and (ours is not None or theirs is not None):
+        return False  # an amount is neither less nor more than a word
     return compare(_plain(left), _plain(right))
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import ImageFont, features
 
 from compositor.compose.errors import ComposeCode, ComposeError
+from compositor.compose.wrap import clusters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).resolve().parents[1] / "fonts"
 BUNDLED = {"regular": FOLDER / "DejaVuSans.ttf", "bold": FOLDER / "DejaVuSans-Bold.ttf"}
 FALLBACK = FOLDER / "fallback"
+TRIED_LETTERS, TRIED_SIZE = 200, 24
 _JOINERS = "\u200c\u200d"
 
 
@@ -52,6 +54,21 @@ class FontChain:
         for font, run in reversed(runs) if direction == "rtl" else runs:
             onto.text((round(left), baseline), run, font=font, anchor="ls", direction=direction, **how)
             left += font.getlength(run, direction=direction)
+
+
+def drawable(path: Path, text: str) -> str:
+    """The text without letters for which neither this font nor a bundled one has a shape, such as some emoji.
+
+    Marks and joiners go with the letter that they belong to.
+    """
+    if text.isascii() and path in BUNDLED.values():
+        return text
+    fonts = (path, *fallbacks())
+
+    def shown(letter: str) -> bool:
+        return letter.isspace() or letter in _JOINERS or any(has(font, letter) for font in fonts)
+
+    return "".join("".join(filter(shown, cluster)) for cluster in clusters(text) if shown(cluster[0]))
 
 
 @lru_cache(maxsize=1024)  # fitting measures the same words at many sizes
@@ -99,6 +116,35 @@ def _letters(path: Path) -> frozenset[int] | None:
     return None if table is None else frozenset(table)
 
 
+def try_font(path: Path) -> None:
+    """Draw some of a font's letters, which its tables alone do not vouch for.
+
+    Raises:
+        ComposeError: `bad_font`: they cannot be drawn.
+
+    """
+    letters = sorted(letter for letter in map(chr, _letters(path) or ()) if letter.isprintable())
+    text = "".join(letters[:: max(1, len(letters) // TRIED_LETTERS)])
+    with font_faults():
+        load_font(path, TRIED_SIZE).getmask(text or "Aa1")  # what cannot be listed may still be drawn
+
+
+class font_faults:  # noqa: N801 - reads as a function: `with font_faults():`
+    """Whatever FreeType says of a damaged font becomes `bad_font`."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, (OSError, ValueError)) and not isinstance(error, ComposeError):
+            raise bad_font() from error
+
+
+def bad_font() -> ComposeError:
+    """What is said of a font that cannot be used."""
+    return ComposeError(ComposeCode.BAD_FONT, "A text layer's font could not be read.")
+
+
 @lru_cache(maxsize=256)
 def load_font(path: Path, size: int) -> ImageFont.FreeTypeFont:
     """A font at a size in pixels, with Raqm where Pillow has it.
@@ -108,7 +154,5 @@ def load_font(path: Path, size: int) -> ImageFont.FreeTypeFont:
 
     """
     engine = ImageFont.Layout.RAQM if features.check("raqm") else ImageFont.Layout.BASIC
-    try:
+    with font_faults():
         return ImageFont.truetype(str(path), size, layout_engine=engine)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ComposeError(ComposeCode.BAD_FONT, "A text layer's font could not be read.") from error

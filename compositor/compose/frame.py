@@ -93,7 +93,8 @@ def prepare(job: ComposeJob) -> PreparedFrame:
     ground = _ground(image, kind)
     canvas = ground.copy()
     paint.onto(canvas, image, 0, 0)
-    box = job.design.placement.box or default_box(picture.width, picture.height)
+    asked = job.design.placement.box
+    box = asked.clamped(picture.width, picture.height) if asked else default_box(picture.width, picture.height)
     if layer == "under":
         return PreparedFrame(view, canvas, None, None, box)
     return PreparedFrame(view, canvas, ground, image, box)

@@ -9,7 +9,7 @@ from compositor.compose.badges import badge_tile, chosen
 from compositor.compose.conditions import all_hold
 from compositor.compose.errors import ComposeCode, ComposeError
 from compositor.compose.fields import Fields
-from compositor.compose.fonts import BUNDLED
+from compositor.compose.fonts import BUNDLED, drawable
 from compositor.compose.frame import file_key
 from compositor.compose.text import text_tile
 
@@ -49,7 +49,9 @@ class LayerCache:
         for text_layer in job.design.texts:
             text = fields.fill(text_layer.text) if all_hold(text_layer.when, fields) else None
             if text is not None:
-                yield self._text(text_layer, text, _font(job, text_layer.font), view)
+                path = _font(job, text_layer.font)
+                if (shown := drawable(path, text)).strip():
+                    yield self._text(text_layer, shown, path, view)
 
     def _badge(self, layer: BadgeLayer, path: Path, view: View) -> Tile:
         return self._get((layer, file_key(path), view), lambda: badge_tile(layer, path, view))

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, features
 
 from compositor.compose import paint, wrap
 from compositor.compose.colour import parse
-from compositor.compose.fonts import FontChain
+from compositor.compose.fonts import FontChain, font_faults
+from compositor.compose.outlines import inside
 from compositor.compose.product import Tile
 from compositor.design import Align, VerticalAlign
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from compositor.compose.placement import View
+    from compositor.compose.placement import Size, View
     from compositor.design import Box, TextLayer
 
 MAX_FONT_PIXELS = 2000
@@ -62,8 +63,9 @@ def text_tile(layer: TextLayer, text: str, font_path: Path, view: View) -> Tile:
     else:
         tile = paint.panel((box.width, box.height), layer.background, radius)
     room = max(1, box.width - 2 * padding), max(1, box.height - 2 * padding)
-    setting = Typesetter(layer, text, font_path, view, room).fitted()
-    tile.alpha_composite(_drawn(layer, setting, box, padding))
+    with font_faults():
+        setting = Typesetter(layer, text, font_path, view, room).fitted()
+        tile.alpha_composite(_drawn(layer, setting, box, padding))
     return Tile(tile, box.x, box.y)
 
 
@@ -130,22 +132,30 @@ class Typesetter:
 
 def _drawn(layer: TextLayer, setting: Setting, box: Box, padding: int) -> Image.Image:
     """The lines on a clear tile of the box's size."""
-    red, green, blue, alpha = parse(layer.colour)
-    outline = parse(layer.outline.colour) if layer.outline else None
-    tile = Image.new("RGBA", (box.width, box.height), ((*outline[:3], 0) if outline else (red, green, blue, 0)))
-    draw = ImageDraw.Draw(tile)
-    free = box.height - 2 * padding - setting.line_height * len(setting.lines)
+    colour = parse(layer.colour)
+    size = box.width, box.height
+    if layer.outline is None:
+        tile = Image.new("RGBA", size, (*colour[:3], 0))
+        _write(ImageDraw.Draw(tile), layer, setting, size, padding, fill=colour)
+        return tile
+    outline = parse(layer.outline.colour)
+    tile = Image.new("RGBA", size, (*outline[:3], 0))
+    letters = Image.new("L", size, 0)
+    _write(ImageDraw.Draw(letters), layer, setting, size, padding, fill=255)
+    if (solid := inside(letters, setting.stroke)) is not None:
+        tile.paste(outline, mask=solid)
+    how = {"fill": colour, "stroke_width": setting.stroke, "stroke_fill": outline}
+    _write(ImageDraw.Draw(tile), layer, setting, size, padding, **how)
+    return tile
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, layer: TextLayer, setting: Setting, size: Size, padding: int, **how: Any
+) -> None:
+    free = size[1] - 2 * padding - setting.line_height * len(setting.lines)
     baseline = padding + free * _DOWN[layer.vertical_align] + setting.stroke + setting.ascent
     for number, line in enumerate(setting.lines):
-        spare = box.width - 2 * padding - setting.width(line)
+        spare = size[0] - 2 * padding - setting.width(line)
         left = padding + spare * _ACROSS[layer.align] + setting.stroke
-        setting.font.draw(
-            draw,
-            (left, round(baseline + number * setting.line_height)),
-            line,
-            setting.direction,
-            fill=(red, green, blue, alpha),
-            stroke_width=setting.stroke,
-            stroke_fill=outline,
-        )
-    return tile
+        at = left, round(baseline + number * setting.line_height)
+        setting.font.draw(draw, at, line, setting.direction, **how)

@@ -42,7 +42,15 @@ def pieces(text: str) -> list[tuple[str, bool]]:
 
 
 def wrap(text: str, width: float, measure: Callable[[str], float]) -> list[str]:
-    """Lines of at most `width`, but for single letters that are wider; words that are too long are broken."""
+    """Lines of at most `width`, but for single letters that are wider; words that are too long are broken.
+
+    Line breaks of the text stay, empty lines between them too.
+    """
+    found = [_wrapped(paragraph, width, measure) or [""] for paragraph in text.strip().splitlines()]
+    return [line for lines in found for line in lines]
+
+
+def _wrapped(text: str, width: float, measure: Callable[[str], float]) -> list[str]:
     lines: list[str] = []
     current, used = "", 0.0
     space = measure(" ")

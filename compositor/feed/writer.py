@@ -12,6 +12,8 @@ import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from lxml import etree  # type: ignore[import-untyped] # it ships no types
+
 from compositor.feed.edit import MORE_PICTURES, PICTURE, Mode, edited, split_links
 from compositor.feed.elements import elements
 from compositor.feed.entries import OTHER_PICTURE_FIELDS
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 MAX_COLUMNS = 300
 _ENCODING = re.compile(r"""(<\?xml\s[^>]*?encoding\s*=\s*)(?:"[^"]*"|'[^']*')""")
-_COLUMN = re.compile(r"[a-z_][a-z0-9_.-]*")
+_NO_NAME = re.compile(r"[^\w.-]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _NUMBER = re.compile(r"[+-]?[\d .,]+(?: ?[A-Za-z]{1,4}|%)?")
 
@@ -129,20 +131,36 @@ def _copy_repaired(document: ProductDocument, out: TextIO, links: Links, mode: M
 def _table_as_rss(table: ProductTable, out: TextIO, links: Links, mode: Mode) -> None:
     out.write(DECLARATION)
     out.write('<rss version="2.0" xmlns:g="http://base.google.com/ns/1.0">\n<channel>\n<title>Products</title>\n')
-    names = [name if _COLUMN.fullmatch(name) else "" for name in _with_picture(table.columns)]
+    names = [_element_name(name) for name in _with_picture(table.columns)]
     for position, cells in enumerate(table.cells()):
         values = [(name, cell.strip()) for name, cell in zip(names, cells, strict=False) if name and cell.strip()]
         if found := links(position):
             first, others = split_links(found, mode)
             if first is not None:
                 values = [pair for pair in values if pair[0] != PICTURE] + [(PICTURE, first)]
-            values = [*values, *((MORE_PICTURES, link) for link in others)]
+            at = next((place for place, (name, _) in enumerate(values) if name == MORE_PICTURES), len(values))
+            values[at:at] = [(MORE_PICTURES, link) for link in others]
         out.write("<item>")
         for name, value in values:
             parts = value.split(",") if name == MORE_PICTURES and value.count("://") > 1 else [value]
             out.writelines(f"<g:{name}>{escape(part.strip())}</g:{name}>" for part in parts)
         out.write("</item>\n")
     out.write("</channel>\n</rss>\n")
+
+
+def _element_name(column: str) -> str:
+    """A column's name as an element may have it: `size (eu)` is `size__eu_`; empty for one without a name."""
+    name = _NO_NAME.sub("_", column)
+    plain = re.sub(r"[^a-z0-9_.-]", "_", name)
+    return next((made for made in (name, f"_{name}", f"_{plain}") if name and _is_name(made)), "")
+
+
+def _is_name(name: str) -> bool:
+    try:
+        etree.QName("urn:any", name)
+    except ValueError:
+        return False
+    return True
 
 
 def _table_rows(table: ProductTable) -> Iterator[list[str]]:

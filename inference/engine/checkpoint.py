@@ -124,8 +124,7 @@ def _load(located: Located, target: torch.device, tuning: Tuning, memory_mode: s
         fitted = _fit(parts, described, target, tuning, mode)
         levers = fitted.chosen.levers
         config = {**parts.scheduler_config, **described.scheduler_overrides}
-        known = {"sha256": digest.result(), "attention": levers.attention}
-        info = describe(described, config, device=target, mode=mode, **known)
+        info = describe(described, config, device=target, mode=mode, sha256=digest.result(), levers=levers)
     log.info("checkpoint %s loaded on %s in %s, %s, %s", info.checkpoint, info.device, info.dtype, levers, mode)
     return Checkpoint(
         unet=parts.unet,
@@ -229,10 +228,10 @@ def describe(
     *,
     device: torch.device,
     sha256: str = "",
-    attention: str = "",
+    levers: Levers | None = None,
     mode: MemoryMode = "resident",
 ) -> EngineInfo:
-    """What is told of a checkpoint; `sha256` and `attention` are empty where it has not been loaded."""
+    """What is told of a checkpoint; `sha256` is empty and `levers` None where it has not been loaded."""
     versions = {name: found for name in REPORTED if (found := _version(name))}
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return EngineInfo(
@@ -241,12 +240,13 @@ def describe(
         demonstration=described.demonstration,
         device=device_name,
         dtype=str(dtype_on(device)).removeprefix("torch."),
-        attention=attention,
+        attention="" if levers is None else levers.attention,
         defaults=described.defaults,
         schedulers=allowed(scheduler_config),
         scheduler_aliases=tuple(sorted(ALIASES)),
         versions={"python": platform.python_version(), **versions},
         memory_mode=mode,
+        levers={} if levers is None else {**levers.named(), "memory_mode": mode},
     )
 
 

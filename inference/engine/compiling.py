@@ -106,10 +106,9 @@ class FastUnet:
                 call_with(self._twin, inputs)
                 self._compiled.add(_shape_of(inputs))
 
-    def forget(self) -> None:
-        """Give back the memory of the graphs."""
-        if self._graphs is not None:
-            self._graphs.forget()
+    def forget(self) -> bool:
+        """Give back the memory of the graphs; whether there were any."""
+        return self._graphs is not None and self._graphs.forget()
 
     def _uses_twin(self, inputs: Mapping[str, Tensor]) -> bool:
         return self.levers.compile == "off" or _shape_of(inputs) in self._compiled

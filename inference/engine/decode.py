@@ -26,12 +26,8 @@ class LatentDecoder:
     def __init__(self, vae: Any) -> None:
         """`vae` is an AutoencoderKL on its device."""
         self._vae = vae
-        config = vae.config
-        self._mean = self._statistic(getattr(config, "latents_mean", None))
-        self._std = self._statistic(getattr(config, "latents_std", None))
-
-    def _statistic(self, values: list[float] | None) -> Tensor | None:
-        return None if values is None else torch.tensor(values, device=self._vae.device).view(1, -1, 1, 1)
+        self._mean: list[float] | None = getattr(vae.config, "latents_mean", None)
+        self._std: list[float] | None = getattr(vae.config, "latents_std", None)
 
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
         """Latents float32 [n, 4, h, w] to RGB uint8 [n, 8h, 8w, 3].
@@ -54,5 +50,9 @@ class LatentDecoder:
     def _run(self, latents: Tensor) -> Tensor:
         scaled = latents / self._vae.config.scaling_factor
         if self._mean is not None and self._std is not None:
-            scaled = scaled * self._std + self._mean
+            # made here: where the VAE waits in host memory its device now is not the one that it works on
+            mean, std = (
+                torch.tensor(each, device=scaled.device).view(1, -1, 1, 1) for each in (self._mean, self._std)
+            )
+            scaled = scaled * std + mean
         return self._vae.decode(scaled.to(self._vae.dtype), return_dict=False)[0].float()

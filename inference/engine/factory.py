@@ -6,11 +6,12 @@ import logging
 import os
 import queue
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
+from inference.engine.compiling import FastUnet
 from inference.engine.engine import BatchingEngine, EngineLimits
 from inference.engine.fitting import Tuning, tuned_for
 from inference.engine.gauge import Probe, probe_inputs
@@ -88,7 +89,7 @@ def open_engine(options: EngineOptions) -> BatchingEngine:
     keep_compiled(options.compile_cache)
     checkpoint = source.open()
     limits = choose_limits(options, checkpoint.device)
-    compile_shapes(checkpoint, limits)
+    checkpoint = compile_shapes(checkpoint, limits, forced=options.compile not in ("auto", "off"))
     engine = BatchingEngine(
         checkpoint,
         limits,
@@ -124,16 +125,40 @@ def keep_compiled(folder: Path | None) -> None:
             os.environ.setdefault(variable, str(folder / name))
 
 
-def compile_shapes(checkpoint: Checkpoint, limits: EngineLimits) -> None:
-    """Compile for the checkpoint's own size in every bucket, where its levers say compile at all."""
+def compile_shapes(checkpoint: Checkpoint, limits: EngineLimits, *, forced: bool = False) -> Checkpoint:
+    """Compile for the checkpoint's own size in every bucket, where its levers say compile at all.
+
+    Where that fails, the checkpoint that is returned runs uncompiled.
+
+    Raises:
+        CheckpointError: it fails, and the operator `forced` it.
+
+    """
     if checkpoint.runner is None or checkpoint.levers.compile == "off":
-        return
+        return checkpoint
     defaults = checkpoint.info.defaults
     ids = 5 if checkpoint.wants_aesthetics else 6
     started = time.monotonic()
     probes = (Probe(defaults.height, defaults.width, ids=ids, rows=rows) for rows in limits.buckets or (2,))
-    checkpoint.runner.prepare(probe_inputs(checkpoint.unet, probe) for probe in probes)
+    try:
+        checkpoint.runner.prepare(probe_inputs(checkpoint.unet, probe) for probe in probes)
+    except Exception as problem:
+        # the compiler throws anything: no C compiler, no memory, a kernel that this device cannot have
+        reason = str(problem).strip().split("\n", maxsplit=1)[0] or type(problem).__name__
+        if forced:
+            raise CheckpointError(f"IGEN_COMPILE asks for what does not work here: {reason}") from problem
+        log.warning("nothing is compiled, whatever the table says: %s", reason)
+        return uncompiled(checkpoint)
     log.info("compiled for %s rows in %.1f s", limits.buckets, time.monotonic() - started)
+    return checkpoint
+
+
+def uncompiled(checkpoint: Checkpoint) -> Checkpoint:
+    """The same with its other levers."""
+    levers = replace(checkpoint.levers, compile="off")
+    info = replace(checkpoint.info, levers={**checkpoint.info.levers, "compile": "off"})
+    runner = None if levers.plain else FastUnet(checkpoint.unet, levers)
+    return replace(checkpoint, levers=levers, info=info, runner=runner)
 
 
 def choose_budget(options: EngineOptions, checkpoint: Checkpoint) -> int:

@@ -54,17 +54,24 @@ class Finisher:
             batch += [slot for slot, _ in zip(same, range(self._batch - 1), strict=False)]
         for slot in batch:
             self.slots.remove(slot)
+        if (problem := self._attempt(batch)) is not None:
+            self._decode_apart(batch, problem)
+
+    def _attempt(self, batch: Sequence[Slot]) -> EngineError | None:
+        """Decode and hand on; what another attempt may cure is the answer, what it cannot has failed its jobs."""
         try:
             pixels = self._pixels(batch)
         except (torch.OutOfMemoryError, FloatingPointError) as problem:
-            self._decode_apart(batch, problem)
+            # not the exception itself: as long as it lives, its traceback keeps the call's tensors
+            return as_engine_error(problem)
         except Exception as problem:  # the thread must outlive one job's fault
             log.exception("pixels failed for jobs %s", [slot.ticket.job.id for slot in batch])
             for ticket in dict.fromkeys(slot.ticket for slot in batch):
                 self._desk.fail(ticket, as_engine_error(problem))
-        else:
-            for slot, picture in zip(batch, pixels, strict=True):
-                self._finish(slot, picture)
+            return None
+        for slot, picture in zip(batch, pixels, strict=True):
+            self._finish(slot, picture)
+        return None
 
     def _pixels(self, batch: Sequence[Slot]) -> NDArray[np.uint8]:
         first = batch[0]
@@ -77,19 +84,21 @@ class Finisher:
             slot.ticket.device_s += seconds / len(batch)
         return pixels
 
-    def _decode_apart(self, batch: Sequence[Slot], problem: Exception) -> None:
-        """One picture's fault must not cost its neighbours theirs: try each alone, fail the one at fault."""
-        free_memory(batch[0].latents.device)
-        if len(batch) == 1:
-            self._desk.fail(batch[0].ticket, as_engine_error(problem))
+    def _decode_apart(self, batch: Sequence[Slot], problem: EngineError) -> None:
+        """One picture's fault must not cost its neighbours theirs: try each alone, fail the one at fault.
+
+        For want of memory one picture is tried again too, once the room is free that graphs and caches took.
+        """
+        if isinstance(problem, OutOfMemoryError):
+            if (runner := batch[0].current.loaded.checkpoint.runner) is not None:
+                runner.forget()
+            free_memory(batch[0].latents.device)
+        elif len(batch) == 1:
+            self._desk.fail(batch[0].ticket, problem)
             return
         for slot in batch:
-            try:
-                picture = self._pixels([slot])[0]
-            except (torch.OutOfMemoryError, FloatingPointError) as own:
-                self._desk.fail(slot.ticket, as_engine_error(own))
-            else:
-                self._finish(slot, picture)
+            if (own := self._attempt([slot])) is not None:
+                self._desk.fail(slot.ticket, own)
 
     def _finish(self, slot: Slot, picture: NDArray[np.uint8]) -> None:
         if slot.ticket.over:

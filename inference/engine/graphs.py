@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakSet
 
 import torch
 
@@ -82,6 +83,7 @@ class GraphCache:
             # for lack of memory: the graphs there are hold some, which the picture under way needs more
             log.warning("a UNet call of shape %s is not captured: %s", key, str(problem).split("\n", maxsplit=1)[0])
             self._replays.clear()
+            self._seen.clear()
             self._refused.add(key)
             return None
         while len(self._replays) >= self._most:
@@ -89,10 +91,12 @@ class GraphCache:
         self._replays[key] = replay
         return replay
 
-    def forget(self) -> None:
-        """Let go of every graph and its memory; shapes are captured anew when they come again twice."""
+    def forget(self) -> bool:
+        """Let go of every graph and its memory, and say whether there were any; they are captured anew in time."""
+        some = bool(self._replays)
         self._replays.clear()
         self._seen.clear()
+        return some
 
 
 class CudaCapture:
@@ -100,22 +104,30 @@ class CudaCapture:
 
     def __init__(self) -> None:
         self._pool: Any = None
+        self._alive: WeakSet[Any] = WeakSet()
 
     def __call__(self, call: Call, inputs: Mapping[str, Tensor]) -> Replay:
         """See `Capture`."""
-        if self._pool is None:
+        if not self._alive:
+            # PyTorch's allocator asserts on a pool that comes again after it has lost its last graph
             self._pool = torch.cuda.graph_pool_handle()
         placed = {name: tensor.clone() for name, tensor in inputs.items()}
+        drawing = torch.cuda.current_stream()
         # on a stream of its own, as capture will be: libraries set up their workspaces by stream
         side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
+        side.wait_stream(drawing)
         with torch.cuda.stream(side):
             call(placed)
-        torch.cuda.current_stream().wait_stream(side)
+        drawing.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # thread-local: another checkpoint may be on its way to the device on the loader's thread
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            output = call(placed)
+        try:
+            # thread-local: another checkpoint may be on its way to the device on the loader's thread
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                output = call(placed)
+        finally:
+            # a capture that broke off leaves its own stream behind as the thread's
+            torch.cuda.set_stream(drawing)
+        self._alive.add(graph)
 
         def replay(inputs: Mapping[str, Tensor]) -> Tensor:
             for name, tensor in inputs.items():

@@ -20,11 +20,11 @@ def choose_members(running: Sequence[Slot], max_batch: int, max_rows: int) -> li
     """
     key = min(running, key=lambda slot: (slot.last_tick, slot.serial)).key
     group = sorted((slot for slot in running if slot.key == key), key=lambda slot: slot.last_tick)
-    limit = max(2, key.bucket or max_rows)
+    limit = key.bucket or max_rows
     members: list[Slot] = []
     rows = 0
     for slot in group:
-        if rows + slot.rows <= limit and len(members) < max_batch:
+        if not members or (rows + slot.rows <= limit and len(members) < max_batch):
             members.append(slot)
             rows += slot.rows
     return sorted(members, key=lambda slot: slot.serial)  # a steady order lets the batch's tensors be kept

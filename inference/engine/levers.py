@@ -46,6 +46,11 @@ class Levers:
         """Whether a second set of modules over the same weights is needed."""
         return self.compile != "off" or self.fused_qkv
 
+    def named(self) -> dict[str, str]:
+        """Each by its name, in the words of the settings."""
+        words = {True: "on", False: "off"}
+        return {name: words.get(value, value) for name in sorted(NAMES) for value in (getattr(self, name),)}
+
     def __str__(self) -> str:
         on = [name for name in ("cuda_graphs", "fused_qkv") if getattr(self, name)]
         return ", ".join([f"{self.attention} attention", f"compile {self.compile}", *on, f"VAE {self.vae}"])

@@ -135,7 +135,7 @@ def _of_entry(entry: Entry, search: tuple[Path, ...], *, half: bool) -> Located:
     cached = find_cached(entry.source, entry.revision, search) if entry.origin == "hub" else None
     if cached is None:
         raise CheckpointError(
-            f"{entry.name} is in {entry.file} and not here yet: run scripts/checkpoints pull {entry.name}"
+            f"{entry.name} is in the catalogue and not here yet: run scripts/checkpoints pull {entry.name}"
         )
     return _folder(entry.name, cached, half=half)
 

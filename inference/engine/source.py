@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from inference.engine.catalogue import Catalogue
-from inference.engine.checkpoint import choose_device, describe, load_checkpoint, metadata_of
+from inference.engine.checkpoint import choose_device, describe, dtype_on, load_checkpoint, metadata_of
 from inference.engine.fitting import Tuning
 from inference.engine.levers import WantedLevers
 from inference.engine.locate import catalogue, locate
 from inference.engine.parts import read_scheduler_config
 from inference.engine.types import CheckpointError, UnknownCheckpointError
+from inference.engine.weights import read_header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """A checkpoint that need not be loaded. `bytes` are those of its weight files."""
+    """A checkpoint that need not be loaded. `bytes` are those that its weights would take on the device."""
 
     info: EngineInfo
     kind: Kind
@@ -100,7 +102,8 @@ class CheckpointSource:
     def _settle(self, loaded: Checkpoint) -> None:
         """Choose once: a measurement beside pictures that are being drawn would tell little, and cost them time."""
         if loaded.device.type == "cuda":
-            wanted = WantedLevers.exactly(loaded.levers)
+            # of compiling the first one alone takes the time: nobody is to wait for the others' compiler
+            wanted = replace(WantedLevers.exactly(loaded.levers), compile="off")
             self._options |= {"attention": wanted.attention, "tuning": Tuning(wanted)}
 
     def _look(self, name: str) -> Described:
@@ -110,13 +113,25 @@ class CheckpointSource:
             located = locate(name, None, self._search, kind=None)
             described = metadata_of(located)
             config = {**read_scheduler_config(located), **described.scheduler_overrides}
-            info = describe(described, config, device=choose_device(self._options["device"]))
+            device = choose_device(self._options["device"])
+            info = describe(described, config, device=device)
+            size = _size(located, dtype_on(device).itemsize)
         except CheckpointError as problem:
             raise UnknownCheckpointError(f"checkpoint '{name}' cannot be used: {problem}") from problem
-        return Described(replace(info, checkpoint=name), located.kind, _size(located), config)
+        return Described(replace(info, checkpoint=name), located.kind, size, config)
 
 
-def _size(located: Located) -> int:
+def _size(located: Located, element: int) -> int:
+    """Bytes of all weights, numbers with a point at `element` bytes each: files in fp16 double on a CPU."""
     if located.single_file is not None:
-        return located.single_file.stat().st_size
-    return sum(file.stat().st_size for weights in located.weights.values() for file in weights.files)
+        files = [located.single_file]
+    else:
+        files = [file for weights in located.weights.values() for file in weights.files]
+    return sum(_placed(entry, element) for file in files for entry in read_header(file).values())
+
+
+def _placed(entry: Mapping[str, Any], element: int) -> int:
+    if str(entry["dtype"]).startswith(("F", "BF")):
+        return math.prod(entry["shape"]) * element
+    first, end = entry["data_offsets"]
+    return int(end - first)

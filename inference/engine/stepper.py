@@ -90,6 +90,7 @@ class Stepper:
         bucket = max(rows, members[0].key.bucket)
         current = members[0].current
         started = time.monotonic()
+        full = False
         try:
             current.loaded.use(current.loras)
             if self._batch is None or not self._batch.holds(members, bucket):
@@ -97,10 +98,12 @@ class Stepper:
             self._batch.step(current.loaded.checkpoint.unet_for(hooked=bool(current.loras)))
             self._stay_close()
         except torch.OutOfMemoryError:
-            self._shrink(members, bucket)
-            return
+            full = True  # room is made below: while the exception is handled, its traceback keeps the call's tensors
         except Exception as problem:  # noqa: BLE001 - the thread must outlive one job's fault; logged there
             self._fail_members(members, problem)
+            return
+        if full:
+            self._shrink(members, bucket)
             return
         self.failures = 0
         self.ticks += 1
@@ -156,14 +159,16 @@ class Stepper:
     def _shrink(self, members: list[Slot], bucket: int) -> None:
         """Out of memory: free what can be freed and go on with half the rows; alone, the picture fails."""
         self._batch = None
-        if (runner := members[0].current.loaded.checkpoint.runner) is not None:
-            runner.forget()
+        runner = members[0].current.loaded.checkpoint.runner
+        freed = runner is not None and runner.forget()
         free_memory(self._device)
-        if len(members) == 1:
+        if len(members) == 1 and bucket <= members[0].rows:  # it cannot be smaller
+            if freed:
+                return  # but it has not been tried yet without the graphs
             problem = OutOfMemoryError("the device has not enough memory for a picture of this size")
             self._desk.fail(members[0].ticket, problem)
             return
-        self._max_rows = max(2, bucket // 2)
+        self._max_rows = max(1, bucket // 2)
         log.warning("out of memory with %d rows; no more than %d from now on", bucket, self._max_rows)
         for slot in self.running:
             if slot.key.bucket > self._max_rows:

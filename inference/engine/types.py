@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -193,7 +193,8 @@ class EngineInfo:
     """What is loaded and on what it runs.
 
     `sha256` is over the weight files, in hexadecimal; `scheduler_aliases` are other names, in lower case, that
-    `schedulers` answer to.
+    `schedulers` answer to. `levers` are the choices that make a checkpoint faster and move its pictures' last bits,
+    by name, with the memory mode; empty where it has not been loaded.
     """
 
     checkpoint: str
@@ -207,6 +208,7 @@ class EngineInfo:
     versions: dict[str, str]
     scheduler_aliases: tuple[str, ...] = ()
     memory_mode: str = "resident"
+    levers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 BUSY_S = 10.0
 LOCKED = "Stop IGen (scripts/up, or each gateway, worker and reconciler) first, then run this again."
+TOO_OLD = ("server version mismatch", "unsupported version")
+"""What pg_dump says of a newer server, and pg_restore of a newer one's dump."""
 INSTALL = (
     "it comes with PostgreSQL's client programs (apt-get install postgresql-client), of the server's version or newer"
 )
@@ -192,7 +194,7 @@ def _run(program: str, url: URL, *arguments: str) -> None:
     bare = where._replace(password=None).render_as_string()
     done = subprocess.run(
         [path, f"--dbname={bare}", *arguments],
-        env={**os.environ, **secret},
+        env={**os.environ, "LC_ALL": "C", **secret},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -200,7 +202,9 @@ def _run(program: str, url: URL, *arguments: str) -> None:
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
-        raise DatabaseProblemError(f"{program}: {' '.join(lines[:3])}")
+        words = " ".join(line.removeprefix(f"{program}: ") for line in lines[:3])
+        older = any(each in words for each in TOO_OLD)
+        raise DatabaseProblemError(f"{program}: {words}{f' ({program} is too old: {INSTALL})' if older else ''}")
 
 
 def _file_of(url: URL) -> Path:

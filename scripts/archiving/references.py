@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PAGE = 10_000
 COLUMNS: tuple[tuple[Any, Any], ...] = (
-    (Picture.object_key, None),
+    (Picture.object_key, Picture.deleted_at),
     (Asset.object_key, Asset.deleted_at),
     (Frame.picture_key, Frame.deleted_at),
     (Frame.feed_key, Frame.deleted_at),
@@ -40,9 +40,11 @@ def named_keys(connection: Connection) -> Iterator[str]:
     tables = inspect(connection)
     known = {table: {column["name"] for column in tables.get_columns(table)} for table in tables.get_table_names()}
     for column, deleted in COLUMNS:
-        if column.name not in known.get(column.class_.__tablename__, ()):
+        there = known.get(column.class_.__tablename__, set())
+        if column.name not in there:
             continue
         query = select(column).where(column.is_not(None)).distinct()
-        query = query if deleted is None else query.where(deleted.is_(None))
+        if deleted is not None and deleted.name in there:
+            query = query.where(deleted.is_(None))
         for (key,) in connection.execution_options(yield_per=PAGE).execute(query):
             yield str(key)

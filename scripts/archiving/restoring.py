@@ -54,15 +54,31 @@ async def check_target(header: Header, address: str, store: ObjectStore, *, forc
 
 
 async def restore_all(
-    path: Path, header: Header, address: str, store: ObjectStore, *, force: bool, told: Callable[[int], None]
+    path: Path,
+    header: Header,
+    address: str,
+    store: ObjectStore,
+    *,
+    home: Path,
+    force: bool,
+    told: Callable[[int], None],
 ) -> None:
     """Put everything back and bring the tables up to this version. The archive is verified and the target checked.
+
+    Args:
+        path: the archive.
+        header: its header.
+        address: the database.
+        store: the store.
+        home: an existing folder for the database's dump meanwhile; a container's /tmp may be small, and in memory.
+        force: replace what is there.
+        told: called with the bytes of each object.
 
     Raises:
         ArchiveError, DatabaseProblemError, StoreError, OSError: on the way; run it again with --force.
 
     """
-    with tempfile.TemporaryDirectory(prefix="igen-restore-") as folder:
+    with tempfile.TemporaryDirectory(prefix=".igen-restore-", dir=home) as folder:
         scratch, copy = Path(folder) / "object", Path(folder) / "database"
         with reading(path) as members:
             for info, file in members:

@@ -21,6 +21,10 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL", re.IGNORECASE)
 REFERENCE = re.compile(r"\{\{.*\}\}")
+CUDA = re.compile(r"\d+\.\d+")
+IMAGE_CUDA = "12.8"
+"""What Dockerfile.gpu is built for: on a host with an older driver its workers cannot draw."""
+
 HTTP_PORT = 8001
 WORKER = "worker"  # arguments of the image's entry, inference/start.py
 SERVER = "server"
@@ -192,6 +196,7 @@ def deployment(toml: RunpodToml, **options: Any) -> Deployment:
         gpu_types=tuple(toml.project.gpu_types),
         gpu_count=toml.project.gpu_count,
         container_disk_gb=toml.project.container_disk_size_gb,
+        min_cuda=IMAGE_CUDA,
         workers_min=toml.endpoint.active_workers,
         workers_max=toml.endpoint.max_workers,
         idle_timeout_s=toml.endpoint.idle_timeout,
@@ -209,6 +214,8 @@ def _check(wanted: Deployment) -> None:
         raise DeployError(f"{wanted.workers_min} active workers are more than the {wanted.workers_max} at most.")
     if not 5 <= wanted.execution_timeout_s <= 7 * 86_400:  # noqa: PLR2004 - RunPod's range
         raise DeployError("The execution timeout must lie between 5 seconds and 7 days.")
+    if wanted.min_cuda and not CUDA.fullmatch(wanted.min_cuda):
+        raise DeployError(f"'{wanted.min_cuda}' is no CUDA version: give one as {IMAGE_CUDA}, or '' for any.")
     for name in wanted.env:
         if not ENV_NAME.fullmatch(name):
             raise DeployError(f"'{name}' is no name of an environment variable.")

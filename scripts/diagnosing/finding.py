@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 
@@ -50,6 +52,12 @@ def fault(part: str, told: str, mend: str) -> Finding:
 def skipped(part: str, why: str) -> Finding:
     """See `State.SKIPPED`."""
     return Finding(part, State.SKIPPED, why)
+
+
+def program(words: str) -> str:
+    """A program of IGen's as it can be typed here: `.venv/bin/python -m gateway init` in a checkout."""
+    python = Path(sys.executable)
+    return f"{python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python} -m {words}"
 
 
 def clock(part: str, skew_s: float) -> Finding:

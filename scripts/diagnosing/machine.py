@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pwd
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from compositor.settings import CompositorSettings
 from gateway.settings import GatewaySettings
 from models.settings import SettingsError, load_settings
-from scripts.diagnosing.finding import fault, good, skipped, warning
+from scripts.diagnosing.finding import fault, good, program, skipped, warning
 from scripts.supervise.checks import MIN_FREE_BYTES, CheckError, check_ports
 from scripts.supervise.settings import SupervisorSettings
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from scripts.diagnosing.finding import Finding
 
 LITTLE_BYTES = 5 * 2**30
+ROOT_USER = 0
 OTHERS = 0o077
 """Permissions of group and others."""
 
@@ -64,10 +66,24 @@ def _kinds() -> list[type[BaseSettings]]:
     return kinds
 
 
+def check_owner(home: Path, user: int) -> Iterator[Finding]:
+    """Whether root looks at a home that is another user's: what it writes there, that user could not use any more."""
+    owner = home.stat().st_uid if home.is_dir() else user
+    if user != ROOT_USER or owner == user:
+        return
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = str(owner)
+    mend = f"run this as {name} and with its environment; igen-run does so where docs/deploy/host.md was followed"
+    yield fault("home", f"{home} is {name}'s, and root would leave files there that {name} cannot use", mend)
+
+
 def check_home(home: Path) -> Iterator[Finding]:
     """Whether the folder is there, ours to write, nobody else's to read, and how full its disk is."""
     if not home.is_dir():
-        yield fault("home", f"IGEN_HOME: there is no folder {home}", "start IGEN once, or correct IGEN_HOME")
+        mend = "start IGen once, or correct IGEN_HOME; the units of docs/deploy/host.md have theirs: use igen-run"
+        yield fault("home", f"IGEN_HOME: there is no folder {home}", mend)
         return
     probe = home / f".probe-{os.getpid()}"
     try:
@@ -102,9 +118,8 @@ def check_first_key(home: Path) -> Finding:
     try:
         mode = path.stat().st_mode
     except OSError:
-        return warning(
-            "first key", f"there is no {path}", "python -m gateway init makes one, unless keys are kept elsewhere"
-        )
+        mend = f"{program('gateway init')} makes one, unless keys are kept elsewhere"
+        return warning("first key", f"there is no {path}", mend)
     if mode & OTHERS:
         return fault("first key", f"other users may read {path} (mode {mode & 0o777:o})", f"chmod 600 {path}")
     return good("first key", f"{path} is its owner's alone")

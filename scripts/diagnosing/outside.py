@@ -109,8 +109,8 @@ def check_composing(fonts: Path = FONTS, has: Callable[[str], bool | None] = fea
         mend = "install the pinned Pillow again: .venv/bin/pip install --force-reinstall -c constraints.txt pillow"
         yield fault("composing", f"Pillow was built without {', '.join(lacking)}", mend)
     if not has("raqm"):
-        mend = "install Pillow's own wheel, or a Pillow with Raqm, and FriBiDi (apt-get install libfribidi0)"
-        told = "Pillow has no Raqm: Arabic, Hebrew, Hindi and others come out broken"
+        mend = "apt-get install libfribidi0, which Pillow's own wheel looks for; another Pillow must have Raqm in it"
+        told = "Raqm or its FriBiDi is missing: Arabic, Hebrew, Hindi and others come out broken"
         yield fault("fonts", told, mend)
     try:
         names = [

@@ -21,6 +21,11 @@ async def findings() -> AsyncIterator[Finding]:
         yield finding
     if loaded is None:
         return
+    others = list(machine.check_owner(loaded.gateway.home, os.geteuid()))
+    for finding in others:
+        yield finding
+    if others:
+        return
     runs = await outside.gateway_answers(loaded.gateway)
     draws = loaded.supervisor.draws_here and await outside.generator_answers(loaded.supervisor)
     for part in _parts(loaded, runs=runs, draws=draws):

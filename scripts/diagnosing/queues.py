@@ -12,7 +12,7 @@ from rq.serializers import JSONSerializer
 
 from compositor.queue import COMPOSE, connect
 from compositor.worker import WORKER_TTL_S
-from scripts.diagnosing.finding import clock, fault, good, skipped, warning
+from scripts.diagnosing.finding import clock, fault, good, program, skipped, warning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,4 +103,5 @@ def _check_workers(connection: Redis, *, runs: bool) -> Finding:
         return good("workers", told)
     if not runs:
         return skipped("workers", "none; nothing of IGen runs here")
-    return fault("workers", f"{told}: feeds wait", "start `python -m compositor worker`, one for each core to give")
+    mend = f"start `{program('compositor worker')}`, one for each core to give"
+    return fault("workers", f"{told}: feeds wait", mend)

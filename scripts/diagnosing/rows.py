@@ -14,7 +14,7 @@ from gateway.keys import Keys
 from models.db import Database, DatabaseError, utc_now
 from models.migrations import SchemaError, check_schema
 from models.tables import Lease
-from scripts.diagnosing.finding import clock, fault, good, skipped, warning
+from scripts.diagnosing.finding import clock, fault, good, program, skipped, warning
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -29,7 +29,7 @@ async def check_database(address: str, home: Path, *, runs: bool) -> AsyncIterat
     db = Database(address)
     kind = "SQLite" if db.is_sqlite else "PostgreSQL"
     if db.is_sqlite and not _file_of(db).exists():
-        mend = "start IGen once, run `python -m gateway init`, or correct IGEN_DATABASE_URL"
+        mend = f"start IGen once, run `{program('gateway init')}`, or correct IGEN_DATABASE_URL"
         yield fault(PART, f"there is no {_file_of(db)}", mend)
         return
     try:
@@ -54,7 +54,8 @@ async def _looked_at(db: Database, kind: str, home: Path, *, runs: bool) -> Asyn
     try:
         await check_schema(db)
     except SchemaError as problem:
-        yield fault(PART, str(problem), "python -m gateway migrate, with the gateways of the former version stopped")
+        mend = f"{program('gateway migrate')}, with all programs of the former version stopped"
+        yield fault(PART, str(problem), mend)
         return
     async with db.write() as session:
         await session.execute(update(Lease).where(Lease.name == "").values(owner=""))
@@ -66,7 +67,8 @@ async def _looked_at(db: Database, kind: str, home: Path, *, runs: bool) -> Asyn
             yield clock("database's clock", (now.astimezone(UTC) - datetime.now(UTC)).total_seconds())
     else:
         yield await _check_wal(db)
-    yield await _check_key(db, home)
+    if (home / "first-key").exists():  # that it is missing was said already
+        yield await _check_key(db, home)
     yield await _check_reconciler(db, runs=runs)
 
 
@@ -86,7 +88,7 @@ async def _check_key(db: Database, home: Path) -> Finding:
     except (OSError, UnicodeDecodeError):
         return skipped("first key", f"{path} cannot be read")
     if await Keys(db).find(key) is None:
-        mend = "python -m gateway init makes a new one; was it revoked, or is this another database?"
+        mend = f"{program('gateway init')} makes a new one; was it revoked, or is this another database?"
         return warning("first key", f"the key in {path} does not work", mend)
     return good("first key", "it works")
 
@@ -99,7 +101,7 @@ async def _check_reconciler(db: Database, *, runs: bool) -> Finding:
         return good("reconciler", "one is at work")
     if not runs:
         return skipped("reconciler", "none is at work; nothing of IGen runs here")
-    mend = "start `python -m compositor reconcile`; without it runs stand still when a worker dies"
+    mend = f"start `{program('compositor reconcile')}`; without it runs stand still when a worker dies"
     return fault("reconciler", "none is at work", mend)
 
 

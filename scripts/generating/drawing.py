@@ -71,13 +71,21 @@ class Drawing:
     """Takes requests from the manifest and settles each."""
 
     def __init__(
-        self, gateway: Gateway, manifest: Manifest, folder: Path, patience: Patience, settled: Callable[[Ended], None]
+        self,
+        gateway: Gateway,
+        manifest: Manifest,
+        folder: Path,
+        patience: Patience,
+        *,
+        settled: Callable[[Ended], None],
+        waiting: Callable[[str], None],
     ) -> None:
         self._gateway = gateway
         self._manifest = manifest
         self._folder = folder
         self._patience = patience
         self._settled = settled
+        self._waiting = waiting
 
     async def run(self, at_once: int) -> None:
         """Settle every open request, `at_once` of them at a time.
@@ -173,6 +181,7 @@ class Drawing:
                 together = reply.retry_after_s is not None
             if self._patience.spent():
                 raise GatewayRefusedError(f"Nothing has moved for too long; the last word was: {reason}")
+            self._waiting(reason)
             pause = min(2 * pause, LONGEST_PAUSE_S)
             if together:
                 self._patience.hold(wait_s)

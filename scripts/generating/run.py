@@ -97,7 +97,9 @@ def _settle_gateway(request: Request, manifest: Manifest) -> None:
 async def _draw(request: Request, manifest: Manifest, progress: DrawingProgress) -> None:
     async with Gateway(request.access, connections=2 * request.concurrency) as gateway:
         patience = Patience(request.patience_s)
-        await Drawing(gateway, manifest, request.out, patience, progress.settled).run(request.concurrency)
+        settled, waiting = progress.settled, progress.waiting
+        drawing = Drawing(gateway, manifest, request.out, patience, settled=settled, waiting=waiting)
+        await drawing.run(request.concurrency)
 
 
 class DrawingProgress:
@@ -116,6 +118,7 @@ class DrawingProgress:
         self._failed = counts.failed
         ended = counts.done + counts.failed
         self._task = self._progress.add_task("Drawing", total=counts.total, completed=ended, note="")
+        self._waits_for: set[str] = set()
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -124,8 +127,15 @@ class DrawingProgress:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
+    def waiting(self, reason: str) -> None:
+        """A request is tried again; said once, and again only after one has ended."""
+        if reason not in self._waits_for:
+            self._waits_for.add(reason)
+            self._progress.console.print(f"Waiting: {reason}", markup=False, highlight=False, soft_wrap=True)
+
     def settled(self, ended: Ended) -> None:
         """One more request has ended."""
+        self._waits_for.clear()
         self._failed += ended.code is not None
         speed = self._progress.tasks[-1].speed
         rate = f"{speed:.1f}/s" if speed else ""

@@ -55,7 +55,7 @@ def measure(models: Models, *, compile_mode: str = "auto") -> dict[str, Any]:
         for name in ("cold", "again"):
             if name == "cold":
                 _drop_from_memory(folder)
-            starts[name] = _start(folder, home, models.device.type, compile_mode)
+            starts[name] = _start(folder, home, str(models.device), compile_mode)
         return {"compile": compile_mode, **starts}
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import gc
 import queue
-import statistics
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import count, pairwise
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,9 +32,10 @@ from inference.engine.types import (
     Progressed,
 )
 from scripts.gpubench.lossy import CachedUnet, in_fp8
+from scripts.gpubench.watching import DoesNotFitError, between, mark, memory_watched, seconds_of, wait
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     import numpy as np
     from numpy.typing import NDArray
@@ -78,10 +77,6 @@ class Load:
         return [SEED + i for i in range(self.batch)]
 
 
-class DoesNotFitError(RuntimeError):
-    """The device has not enough memory for this row."""
-
-
 def time_stock(models: Models, row: Row, load: Load) -> Timing:
     """Stock diffusers, as its documentation says.
 
@@ -97,7 +92,7 @@ def time_stock(models: Models, row: Row, load: Load) -> Timing:
         pipeline.enable_xformers_memory_efficient_attention()
     if row.name == "compiled":
         unet.compile(mode="max-autotune", fullgraph=True)
-    with _memory_watched(models.device) as peak:
+    with memory_watched(models.device) as peak:
         warm_up_s = run_stock(pipeline, replace(load, steps=WARM_STEPS))[0]
         peak.reset()
         total_s, step_s, pixels = run_stock(pipeline, load)
@@ -129,14 +124,13 @@ def stock_pipeline(models: Models, *, unet: Any = None, dtype: torch.dtype | Non
 def run_stock(pipeline: Any, load: Load) -> tuple[float, float, Pixels]:
     """Seconds in all, seconds a step, and the pictures."""
     device = pipeline.unet.device
-    ticks: list[float] = []
+    ticks: list[Any] = []
 
     def tick(_pipeline: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
-        _wait(device)
-        ticks.append(time.perf_counter())
+        ticks.append(mark(device))
         return values
 
-    _wait(device)
+    wait(device)
     started = time.perf_counter()
     pictures = pipeline(
         prompt=prompts(load, "same"),
@@ -150,7 +144,7 @@ def run_stock(pipeline: Any, load: Load) -> tuple[float, float, Pixels]:
         callback_on_step_end=tick,
     ).images
     total_s = time.perf_counter() - started
-    return total_s, _between(ticks), list((pictures * 255).round().astype("uint8"))
+    return total_s, between(seconds_of(ticks)), list((pictures * 255).round().astype("uint8"))
 
 
 def time_engine(models: Models, row: Row, load: Load) -> Timing:
@@ -163,7 +157,7 @@ def time_engine(models: Models, row: Row, load: Load) -> Timing:
     unet = twin_of(models.unet)
     unet.to(memory_format=torch.channels_last if row.channels_last else torch.contiguous_format)
     started = time.perf_counter()
-    with _memory_watched(models.device) as peak:
+    with memory_watched(models.device) as peak:
         with engine_over(models, row, load, unet) as engine:
             draw(engine, replace(load, steps=WARM_STEPS), "warm")
             warm_up_s = time.perf_counter() - started
@@ -263,7 +257,7 @@ def draw(engine: BatchingEngine, load: Load, what: str) -> tuple[float, float, P
             break
     if any(picture.bucket < 2 * load.batch for picture in pictures.values()):
         raise DoesNotFitError("out of memory: the engine went on with smaller batches")
-    return at - started, _between(ticks), [pictures[i].pixels for i in range(load.batch)]
+    return at - started, between(ticks), [pictures[i].pixels for i in range(load.batch)]
 
 
 def _fail(event: Failed | Cancelled) -> None:
@@ -278,47 +272,9 @@ def prompts(load: Load, what: str) -> list[str]:
     return [f"{what} circle on a blue background {i}" for i in range(load.batch)]
 
 
-def _between(ticks: Sequence[float]) -> float:
-    """Median seconds from step to step, without the first, which waits for what came before."""
-    gaps = [later - earlier for earlier, later in pairwise(ticks)]
-    return statistics.median(gaps[1:] or gaps or [0.0])
-
-
 @torch.inference_mode()
 def _decode_s(vae: Any, load: Load) -> float:
     """Seconds of the VAE for one picture."""
     device, side = vae.device, load.size // 8
     latents = torch.randn(1, vae.config.latent_channels, side, side, device=device).to(vae.dtype)
     return median_s(lambda: vae.decode(latents, return_dict=False), device_clock(device))
-
-
-class _Peak:
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def reset(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-
-    def bytes(self) -> int | None:
-        """Of the allocator since the reset; None on a CPU."""
-        return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
-
-
-@contextmanager
-def _memory_watched(device: torch.device) -> Iterator[_Peak]:
-    """Leaves the device as it was found, also after a row that did not fit."""
-    try:
-        yield _Peak(device)
-    except torch.OutOfMemoryError as problem:
-        raise DoesNotFitError(str(problem).split("\n", maxsplit=1)[0]) from None
-    finally:
-        gc.collect()
-        torch._dynamo.reset()  # noqa: SLF001 - where torch documents it
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

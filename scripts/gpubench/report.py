@@ -74,8 +74,10 @@ class Results:
         unfinished.replace(self.path)
 
     def has(self, row: Row) -> bool:
-        """Whether it was measured, or found impossible; what failed otherwise is tried again."""
-        return row.id in self.rows and "failed" not in self.rows[row.id]
+        """Whether it was measured, or found impossible, with these levers; what failed otherwise is tried again."""
+        found = self.rows.get(row.id)
+        wanted = asdict(row.levers)
+        return found is not None and "failed" not in found and found.get("levers", wanted) == wanted
 
     def value(self, who: str, name: str, batch: int, column: str) -> float | None:
         """One number of a row; None where it is not there."""

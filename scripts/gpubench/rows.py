@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from inference.engine.levers import Levers
+from inference.engine.tuning import MARGIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -47,39 +48,69 @@ SINGLE: Mapping[str, Levers] = {
 }
 """Our engine with one lever each, which is how one learns what each does."""
 WHOLE_AGAIN = 8  # compiling the whole UNet takes minutes for each batch size: at the smallest, and once more
-STOCK = ("eager", "xformers", "compiled")
+REGIONAL_S, WHOLE_S = 45.0, 240.0
+"""Least seconds of compiling on a GPU, guessed: a row is not begun where there is less time than that."""
 
 
 def single_rows(batches: tuple[int, ...]) -> Iterator[Row]:
-    """Everything alone at the smallest batch, then the plain ones at each."""
+    """Stock and each lever alone at the smallest batch; what takes long to compile comes with `slow_rows`."""
     first = batches[0]
-    for name in STOCK:
+    for name in ("eager", "xformers"):
         yield Row("stock", name, first, needs=stock_needs(name))
     for name, levers in SINGLE.items():
-        yield Row("engine", name, first, levers, needs=needs_of(levers))
+        if levers.compile == "off":
+            yield Row("engine", name, first, levers, needs=needs_of(levers))
     yield Row("engine", "channels first", first, channels_last=False)
-    for batch in batches[1:]:
-        yield Row("stock", "eager", batch)
-        yield Row("engine", "plain", batch)
 
 
-def combined_rows(batches: tuple[int, ...], results: Results) -> Iterator[Row]:
-    """What gained alone, together, at every batch; with each way to compile; then what changes the pictures."""
-    first = batches[0]
-    best = best_levers(results, first)
+def batched_rows(batches: tuple[int, ...], results: Results) -> Iterator[Row]:
+    """What gained alone, together, at every batch, beside the plain ones."""
+    best = best_levers(results, batches[0])
+    for batch in batches:
+        yield Row("engine", "all that gained", batch, best, needs=needs_of(best))
+        if batch != batches[0]:
+            yield Row("stock", "eager", batch)
+            yield Row("engine", "plain", batch)
+
+
+def regional_rows(batches: tuple[int, ...], results: Results) -> Iterator[Row]:
+    """The transformer blocks compiled: alone, and with all that gained."""
+    first, best = batches[0], best_levers(results, batches[0])
+    alone = SINGLE["compile regional"]
+    yield Row("engine", "compile regional", first, alone, needs=needs_of(alone))
     together = {
-        "all that gained": best,
         "the same, regional": replace(best, compile="regional"),
-        "the same, whole": replace(best, compile="whole"),
         "the same, graphs + regional": replace(best, cuda_graphs=True, compile="regional"),
     }
-    for name, levers in together.items():
-        for batch in batches:
-            if levers.compile != "whole" or batch in (first, WHOLE_AGAIN):
-                yield Row("engine", name, batch, levers, needs=needs_of(levers))
+    for batch in batches:
+        for name, levers in together.items():
+            yield Row("engine", name, batch, levers, needs=needs_of(levers))
+
+
+def lossy_rows(batches: tuple[int, ...], results: Results) -> Iterator[Row]:
+    """What changes the pictures."""
+    first, best = batches[0], best_levers(results, batches[0])
     yield Row("engine", "every other step shallow", first, best_eager(best), lossy="caching")
     fp8 = replace(best_eager(best), compile="regional")
     yield Row("engine", "fp8 linear layers", first, fp8, lossy="fp8", needs=("cuda", "torchao"))
+
+
+def slow_rows(batches: tuple[int, ...], results: Results) -> Iterator[Row]:
+    """The whole UNet compiled, which takes minutes a row."""
+    first, best = batches[0], best_levers(results, batches[0])
+    alone, together = SINGLE["compile whole"], replace(best, compile="whole")
+    for batch in batches:
+        if batch in (first, WHOLE_AGAIN):
+            yield Row("engine", "the same, whole", batch, together, needs=needs_of(together))
+    yield Row("stock", "compiled", first, needs=stock_needs("compiled"))
+    yield Row("engine", "compile whole", first, alone, needs=needs_of(alone))
+
+
+def least_seconds(row: Row) -> float:
+    """What a row takes at least on a GPU."""
+    if row.levers.compile == "whole" or (row.who, row.name) == ("stock", "compiled"):
+        return WHOLE_S
+    return REGIONAL_S if row.levers.compile == "regional" else 0.0
 
 
 def best_eager(levers: Levers) -> Levers:
@@ -88,12 +119,15 @@ def best_eager(levers: Levers) -> Levers:
 
 
 def best_levers(results: Results, batch: int) -> Levers:
-    """Every lever that alone made the UNet or the VAE faster than the plain engine did, set; compilation is not."""
+    """Every lever that alone made the UNet or the VAE faster than the plain engine, set; compilation is not.
+
+    Faster by more than measurements spread.
+    """
     plain = results.value("engine", "plain", batch, "step_ms")
     if plain is None:
         return PLAIN
     steps = {name: results.value("engine", name, batch, "step_ms") for name in SINGLE}
-    gains = {name: plain / found for name, found in steps.items() if found and found < plain}
+    gains = {name: plain / found for name, found in steps.items() if found and found < (1 - MARGIN) * plain}
     attention = max(
         ("sdpa", *(name for name in ("cudnn", "flash", "efficient", "xformers") if name in gains)),
         key=lambda name: gains.get(name, 1.0),
@@ -104,7 +138,7 @@ def best_levers(results: Results, batch: int) -> Levers:
         attention=attention,
         fused_qkv="fused qkv" in gains and attention != "xformers",
         cuda_graphs="cuda graphs" in gains,
-        vae="fp16" if quick < slow else "fp32",
+        vae="fp16" if quick < (1 - MARGIN) * slow else "fp32",
     )
 
 

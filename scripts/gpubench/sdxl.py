@@ -114,7 +114,7 @@ def tiny(device: torch.device) -> Models:
     """The bundled checkpoint, in the precision of its device."""
     from inference.engine.checkpoint import load_checkpoint  # noqa: PLC0415 - as above
 
-    loaded = load_checkpoint("tiny", None, (BUNDLED,), device=device.type, attention="sdpa")
+    loaded = load_checkpoint("tiny", None, (BUNDLED,), device=str(device), attention="sdpa")
     tokenizers, encoders = loaded.tokenizers, loaded.text_encoders
     return Models(
         loaded.unet,

@@ -182,6 +182,14 @@ class Manifest:
         query = "SELECT position, product_id, image_url, state, code, reason FROM items WHERE code IS NOT NULL"
         yield from self._database.execute(f"{query} ORDER BY position")
 
+    def reasons(self) -> list[tuple[int, str, str]]:
+        """How many products failed, with which code and for which reason; the commonest first."""
+        query = (
+            "SELECT COUNT(*), code, reason FROM items WHERE state = 'failed' "
+            "GROUP BY code, reason ORDER BY COUNT(*) DESC, code, reason"
+        )
+        return list(self._database.execute(query))
+
     def framed(self) -> Iterator[tuple[int, str, str, list[str]]]:
         """Position, id, picture's address and names of the picture files of completed products, in order."""
         query = "SELECT position, product_id, image_url, files FROM items WHERE state = 'completed' ORDER BY position"

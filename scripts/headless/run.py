@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 FETCHES = 32
 FEED_TIMEOUT_S = 600.0
 FEED_MAX_BYTES = 2 * 2**30
+SHOWN_REASONS = 5
+BLOCKED = "source_blocked"
 SECRET = "headless"  # noqa: S105 - names need not be unguessable here: whoever sees the feed sees them
 
 
@@ -110,6 +112,7 @@ def frame_feed(request: Request, console: Console) -> Counts:
         ]
         manifest.finish()
         _summarise(console, counts, written, partial=manifest.partial)
+        _tell_failures(console, manifest.reasons())
         return counts
 
 
@@ -228,3 +231,15 @@ def _summarise(console: Console, counts: Counts, written: list[Path], *, partial
         console.print("The feed is damaged; it was read as well as it can be.", style="yellow")
     for path in written:
         console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+
+
+def _tell_failures(console: Console, reasons: list[tuple[int, str, str]]) -> None:
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    for count, code, reason in reasons[:SHOWN_REASONS]:
+        say(f"{count} failed: {reason} ({code})")
+    if len(reasons) > SHOWN_REASONS:
+        say(f"and for {len(reasons) - SHOWN_REASONS} other reasons, see {report.FAILURES}")
+    if any(code == BLOCKED for _, code, _ in reasons):
+        say("--allow-host HOST:PORT, or IGEN_FETCH_ALLOW_HOSTS, allows a host of your own network.")

@@ -29,6 +29,11 @@ RESERVE_BYTES = 16 << 20  # left free on the disk
 
 OK, PARTIAL, NOT_FOUND, WRONG_RANGE = 200, 206, 404, 416
 NO_ENTRY = (401, 403)
+UNKNOWN = {
+    "RepoNotFound": "the hub has no checkpoint of this name, or it is private: put a token into HF_TOKEN then",
+    "RevisionNotFound": "the hub has the checkpoint, but no such commit of it",
+}
+"""What the hub's header X-Error-Code says more clearly than its status does (a name that is not there is a 401)."""
 LATER = (408, 425, 429)
 SERVER_ERROR = 500
 LFS_DIGEST = re.compile(r"^[0-9a-f]{64}$")
@@ -216,6 +221,8 @@ async def _copy(
 
 def _check_status(part: _Part, response: aiohttp.ClientResponse) -> None:
     status = response.status
+    if told := UNKNOWN.get(response.headers.get("X-Error-Code", "")):
+        raise PullError(f"{part.url}: {told}")
     if status == NOT_FOUND:
         raise MissingError(f"{part.url} is not there")
     if status in NO_ENTRY:

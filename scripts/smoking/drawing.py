@@ -42,6 +42,11 @@ class Drawing:
         await steps.take("picture", self._picture, after="generate")
         await steps.take("replay", self._replay, after="generate")
 
+    async def clean_up(self, steps: Steps) -> None:
+        """Delete the picture, where one was drawn."""
+        if self._first:
+            await steps.take("delete", self._delete)
+
     async def _alive(self) -> str:
         reply = await ask(self._gateway, "GET", "/healthz", anonymous=True)
         if not isinstance(reply.body, dict) or reply.body.get("status") != "ok":
@@ -90,6 +95,14 @@ class Drawing:
         if reply.body.get("image_url") != self.picture_url:
             raise StepError("the same generation is told with another picture")
         return "the same Idempotency-Key, the same answer"
+
+    async def _delete(self) -> str:
+        path = f"/api/generations/{self._first['id']}"
+        await ask(self._gateway, "DELETE", path, 204)
+        await ask(self._gateway, "GET", path, 404)
+        await ask(self._gateway, "GET", self._gateway.path_of(self.picture_url), 404)
+        await ask(self._gateway, "DELETE", path, 204)
+        return "the picture and its link are gone"
 
     async def _post(self) -> Reply:
         """The request, made again while the gateway says that it is full or that the backend is still loading."""

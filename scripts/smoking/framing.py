@@ -103,7 +103,7 @@ class Framing:
             return f"the run ended {self._run['state']}: {self._run['error']['message']}"
         reply = await ask(self._gateway, "GET", f"/api/frames/{self._frame['id']}/failures?run_id={self._run['id']}")
         reasons = {row["code"]: row["reason"] for row in reply.body["outputs"]}
-        said = "; ".join(f"{code}: {reason}" for code, reason in reasons.items())
+        said = "; ".join(f"{code}: {reason.rstrip('.')}" for code, reason in reasons.items())
         advice = f" {ALLOW}" if reasons.keys() & set(REFUSED_HERE) else ""
         return f"the run ended {self._run['state']} with {numbers}: {said}.{advice}"
 

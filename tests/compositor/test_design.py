@@ -40,6 +40,21 @@ def test_what_is_wrong_is_refused(wrong: dict[str, object]) -> None:
         Design.model_validate(wrong)
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-1e999"])
+def test_what_is_no_number_is_refused(number: str) -> None:
+    with pytest.raises(ValidationError, match="finite number"):
+        Design.model_validate_json(f'{{"placement": {{"rotation": {number}}}}}')
+
+
+def test_small_type_needs_no_smaller_bound_sent_with_it() -> None:
+    layer = {"text": "x", "box": {"x": 0, "y": 0, "width": 50, "height": 50}, "size": 8}
+    small = TextLayer.model_validate(layer)
+    assert (small.size, small.min_size) == (8, 8)
+    assert TextLayer.model_validate(small.model_dump()) == small
+    with pytest.raises(ValidationError, match="min_size"):
+        TextLayer.model_validate({**layer, "min_size": 12})
+
+
 def test_it_knows_the_assets_it_names() -> None:
     font, badge = "ast_" + "0" * 26, "ast_" + "1" * 26
     box = {"x": 0, "y": 0, "width": 50, "height": 50}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -157,6 +158,27 @@ async def test_a_feed_that_cannot_be_had_names_its_reason(
     with pytest.raises(RunFailedError) as failed:
         await ingest(kit, lease)
     assert failed.value.code == code
+
+
+@pytest.mark.parametrize(
+    "case",
+    [([500, 429], 0, None), ([503] * 5, 2, "feed_refused"), ([404, 500], 1, "feed_refused")],
+    ids=["for a moment", "for long", "for good"],
+)
+async def test_a_feed_whose_server_fails_is_asked_again_if_that_may_help(
+    rig: Rig, kit: Kit, shop: Shop, monkeypatch: pytest.MonkeyPatch, case: tuple[list[int], int, str | None]
+) -> None:
+    faults, left, code = case
+    monkeypatch.setattr(module, "DOWNLOAD_PAUSES_S", (0.01, 0.01))
+    shop.stock(3, broken=False)
+    shop.feed_faults = list(faults)
+    run = await start_run(rig.db, await rig.frame())
+    lease = await kit.leases.claim_ingest(run.id)
+    assert lease is not None
+    with pytest.raises(RunFailedError) if code else nullcontext() as failed:
+        await ingest(kit, lease)
+    assert len(shop.feed_faults) == left
+    assert (failed.value.code if failed else None) == code
 
 
 async def test_a_run_cancelled_while_its_feed_is_read_stays_cancelled(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
+import dataclasses
 import gzip
 import io
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import text, update
 
+from compositor import publish as publishing
 from compositor.errors import LeaseLostError, RunFailedError
+from compositor.feed.errors import FeedLimits
 from compositor.ingest import ingest
-from compositor.publish import publish
+from compositor.publish import Press, publish, republish
 from models.db import utc_now
 from models.tables import Frame, Output, Run, RunState
 from scripts.ingesting.whole import DONE, WholeRun, whole_run
@@ -127,3 +132,64 @@ async def test_a_worker_that_lost_the_run_publishes_nothing(whole: WholeRun) -> 
     async with whole.db.read() as session:
         assert (await session.get_one(Frame, whole.run.frame_id)).published_run_id is None
         assert (await session.get_one(Run, whole.run.id)).state == RunState.PUBLISHING.value
+
+
+async def test_a_feed_is_made_under_the_limit_it_was_read_under(whole: WholeRun) -> None:
+    lease = await framed(whole, 0)
+    tight = dataclasses.replace(whole.kit, settings=whole.kit.settings.model_copy(update={"feed_max_bytes": 100}))
+    with pytest.raises(RunFailedError) as failed:
+        await publish(tight, lease)
+    assert failed.value.code == "feed_too_large"
+
+
+def press_of(whole: WholeRun) -> Press:
+    kit = whole.kit
+    return Press(kit.db, kit.store, kit.folder, kit.settings.public_base, FeedLimits())
+
+
+async def test_a_published_feed_is_made_anew_in_place(whole: WholeRun) -> None:
+    await publish(whole.kit, await framed(whole, 0, 1))
+    async with whole.db.write() as session:
+        await session.execute(update(Output).where(Output.position == 0).values(deleted_at=utc_now()))
+    async with whole.db.read() as session:
+        run = await session.get_one(Run, whole.run.id)
+    key = await republish(press_of(whole), run)
+    assert key not in (None, run.output_feed_key)
+    assert await republish(press_of(whole), run) is None, "it was read before somebody made another"
+    found = await stored(whole)
+    assert [f"name{number}.jpg" in found["xml"].decode() for number in range(2)] == [False, True]
+    assert b"https://x.test/0" in found["csv"]
+    async with whole.db.read() as session:
+        assert (await session.get_one(Run, whole.run.id)).output_feed_key == key
+
+
+async def test_nobody_waits_for_a_thread_that_makes_a_feed_for_nobody(
+    whole: WholeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loop that ends with it under way would leave its process waiting for an answer that cannot come."""
+    monkeypatch.setattr("compositor.publish.PAGE", 1)
+    monkeypatch.setattr("compositor.publish.LOOK_S", 0.01)
+    lease = await framed(whole, 0, 1)
+    reading, ended = asyncio.Event(), threading.Event()
+    real = publishing.rewrite_feed
+
+    async def never(_links: object) -> dict[int, list[str]]:
+        reading.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    def rewritten(*how: Any) -> None:
+        try:
+            real(*how)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(publishing._Links, "_read", never)
+    monkeypatch.setattr(publishing, "rewrite_feed", rewritten)
+    making = asyncio.create_task(press_of(whole).make(lease.run))
+    await reading.wait()
+    making.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await making
+    assert await asyncio.to_thread(ended.wait, 10)
+    assert list(whole.kit.folder.glob("*.part")) == []

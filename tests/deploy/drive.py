@@ -1,4 +1,7 @@
-"""Starts what `run_steps` built, as its own user on a read-only root, and asks it for a picture and a framed feed."""
+"""Starts what `run_steps` built, as its own user on a read-only root, and asks it for a picture and a framed feed.
+
+Then a backup and its restore by the gateway's image, and the generator's as a worker of RunPod's queue.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +15,44 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import aiohttp
 
 from tests.support.compositor_rig import frame_png
+from tests.support.postgres import PostgresCluster, find_binaries
+from tests.support.runpod_platform import running_platform
 from tests.support.shop import Shop
 from tests.support.stack import free_ports
 from tests.support.topology import TcpRedis
+from tests.support.worker_trial import RESULT_BYTES, VARIABLES, try_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
     from tests.deploy.run_steps import Image
 
 KEY = "a-key-of-this-trial"
 IN_ITS_OWN_MOUNTS = (
-    'mount -t tmpfs -o mode=1777 tmpfs "$1/tmp" && mount --bind "$2" "$1/var/lib/igen" && shift 2 && exec "$@"'
+    'mount -t tmpfs -o mode=1777 tmpfs "$1/tmp" && mount -t tmpfs -o mode=1777,size=64m tmpfs "$1/dev/shm" && '
+    'mount --bind "$2" "$1/var/lib/igen" && shift 2 && exec "$@"'
 )
 
 
 @contextlib.contextmanager
-def started(root: Path, image: Image, state: Path, command: tuple[str, ...], **variables: str) -> Iterator[Any]:
-    """One program of an image: its user, its variables, a read-only root, `/tmp` and the state folder writable."""
+def started(
+    root: Path,
+    image: Image,
+    state: Path,
+    command: tuple[str, ...],
+    variables: Mapping[str, str],
+    *,
+    ends: bool = False,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """One program of an image: its user, its variables, a read-only root, `/tmp` and the state folder writable.
+
+    `ends`: it may end by itself.
+    """
     uid = image.user.partition(":")[0]
     settings = [f"{name}={value}" for name, value in {**image.environment, **variables}.items()]
     inner = ["chroot", f"--userspec={image.user}", str(root), "env", "-i", "-C", image.folder, *settings, *command]
@@ -44,9 +62,10 @@ def started(root: Path, image: Image, state: Path, command: tuple[str, ...], **v
     )
     try:
         yield process
-        assert process.poll() is None, f"{command} ended by itself with {process.returncode}"
-        running = Path(f"/proc/{process.pid}/status").read_text()
-        assert f"\nUid:\t{uid}\t{uid}" in running, running
+        if not ends:
+            assert process.poll() is None, f"{command} ended by itself with {process.returncode}"
+            running = Path(f"/proc/{process.pid}/status").read_text()
+            assert f"\nUid:\t{uid}\t{uid}" in running, running
     finally:
         process.terminate()
         process.wait(60)
@@ -81,12 +100,14 @@ async def drive(gateway_root: Path, gateway: Image, gpu_root: Path, gpu: Image) 
             state.mkdir(mode=0o700)
             os.chown(state, 10001, 10001)
         Path(home).chmod(0o755)
-        port, inference_port, health_port, redis_port = free_ports(4)
+        port, inference_port, health_port, redis_port, postgres_port = free_ports(5)
         redis = stack.enter_context(TcpRedis(Path(home), redis_port))
+        postgres = PostgresCluster(find_binaries(), postgres_port)
+        stack.callback(postgres.stop)
         async with aiohttp.ClientSession() as http, Shop() as shop:
             begun = time.monotonic()
             variables = {"IGEN_INFERENCE_KEY": KEY, "PORT": str(inference_port), "PORT_HEALTH": str(health_port)}
-            stack.enter_context(started(gpu_root, gpu, states[1], gpu.command, **variables))
+            stack.enter_context(started(gpu_root, gpu, states[1], gpu.command, variables))
             await until_answers(http, f"http://127.0.0.1:{health_port}/ping")
             print(f"-- gpu: /ping 200 after {time.monotonic() - begun:.1f} s")
             run_once(gpu_root, gpu, states[1], gpu.health, **variables)
@@ -97,12 +118,13 @@ async def drive(gateway_root: Path, gateway: Image, gpu_root: Path, gpu: Image) 
                 "IGEN_BACKEND_URL": backend,
                 "IGEN_BACKEND_KEY": KEY,
                 "IGEN_REDIS_URL": redis.url,
+                "IGEN_DATABASE_URL": postgres.create_database(),
                 "IGEN_FETCH_ALLOW_HOSTS": shop.host,
             }
             run_once(gateway_root, gateway, states[0], ("python", "-m", "gateway", "init"), **variables)
             compositor = [("python", "-m", "compositor", name) for name in ("worker", "reconcile")]
             for command in (gateway.command, *compositor):
-                stack.enter_context(started(gateway_root, gateway, states[0], command, **variables))
+                stack.enter_context(started(gateway_root, gateway, states[0], command, variables))
             begun = time.monotonic()
             await until_answers(http, f"http://127.0.0.1:{port}/readyz")
             print(f"-- gateway: /readyz 200 after {time.monotonic() - begun:.1f} s")
@@ -110,6 +132,35 @@ async def drive(gateway_root: Path, gateway: Image, gpu_root: Path, gpu: Image) 
             key = (states[0] / "first-key").read_text().strip()
             http.headers["Authorization"] = f"Bearer {key}"
             await _draw_and_frame(http, f"http://127.0.0.1:{port}", shop)
+            save = ("python", "-m", "scripts.backup", "--out", "/var/lib/igen/saved.tar")
+            run_once(gateway_root, gateway, states[0], save, **variables)
+        elsewhere = {"IGEN_DATABASE_URL": postgres.create_database(), "IGEN_STORE_URL": "file:///var/lib/igen/other"}
+        put_back = ("python", "-m", "scripts.restore", "/var/lib/igen/saved.tar")
+        run_once(gateway_root, gateway, states[0], put_back, **elsewhere)
+        print("-- gateway: backup and restore, PostgreSQL's by its own client")
+        await _work_for_runpod(gpu_root, gpu, states[1])
+
+
+async def _work_for_runpod(root: Path, image: Image, state: Path) -> None:
+    """The same command as before; RunPod's variables make a worker of it."""
+
+    class Worker:
+        def __init__(self, process: subprocess.Popen[bytes]) -> None:
+            self.terminate = process.terminate
+            self._wait = process.wait
+
+        async def wait(self) -> int:
+            return await asyncio.to_thread(self._wait)
+
+    async with running_platform(max_result_bytes=RESULT_BYTES) as platform:
+
+        @contextlib.asynccontextmanager
+        async def start() -> AsyncIterator[Worker]:
+            variables = {**platform.environment(), **VARIABLES}
+            with started(root, image, state, image.command, variables, ends=True) as process:
+                yield Worker(process)
+
+        print(f"-- gpu: five jobs, a cancel, a result too large, SIGTERM: {await try_worker(platform, start)}")
 
 
 async def _draw_directly(http: aiohttp.ClientSession, backend: str) -> None:

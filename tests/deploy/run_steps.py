@@ -4,8 +4,8 @@
     sudo .venv/bin/python -m tests.deploy.run_steps --base /var/tmp/igen-debian
 
 Then starts what was built as its own user on a read-only root, draws a picture and frames a feed with it. As root,
-on Linux. The base images themselves are not fetched: a plain Debian stands for them, with Debian's Python 3.11 where
-the image brings a Python, so that what a base image brings beside is not tried.
+on Linux. The base images themselves are not fetched: a plain Debian 12 stands for them, with its Python 3.11 where
+the image brings a Python and its PostgreSQL 15's client for 17's, so that what a base image brings is not tried.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ class Image:
 class Builder:
     """Builds one Dockerfile under `work`, from the Debian root at `base`."""
 
-    def __init__(self, base: Path, work: Path, arguments: dict[str, str], binds: Sequence[str]) -> None:
+    def __init__(
+        self, base: Path, work: Path, arguments: dict[str, str], binds: Sequence[str], *, again: bool = False
+    ) -> None:
+        self._again = again
         self._base = base
         self._work = work
         self._arguments = arguments
@@ -105,6 +108,7 @@ class Builder:
                 )
                 self._run(image, script, {}, "(stands for the base image)")
                 image.layers.pop().rename(ready)
+                self._count -= 1  # it is not the image's
             image.layers.append(ready)
         image.sizes = [(f"{base} (a stand-in; not counted)", 0.0)]
         return image
@@ -116,7 +120,18 @@ class Builder:
         layer.mkdir(parents=True)
         return layer
 
+    def _is_there(self, image: Image) -> bool:
+        """With `--again`, whether an instruction's layer is left from before; it is taken then."""
+        layer = self._work / f"layer-{self._count + 1:02}"
+        if not self._again or not layer.is_dir():
+            return False
+        self._count += 1
+        image.layers.append(layer)
+        return True
+
     def _run(self, image: Image, script: str, variables: dict[str, str], label: str = "") -> None:
+        if self._is_there(image):
+            return
         passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
         layer = self._layer()
         begun = time.monotonic()
@@ -128,6 +143,8 @@ class Builder:
         self._keep(image, layer, label or f"RUN {script}", time.monotonic() - begun)
 
     def _copy(self, image: Image, words: list[str]) -> None:
+        if self._is_there(image):
+            return
         layer = self._layer()
         begun = time.monotonic()
         source = words[-2]
@@ -233,8 +250,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True, help="a Debian root, made by debootstrap")
     parser.add_argument("--work", type=Path, default=Path("/var/tmp/igen-images"), help="where layers are kept")
-    parser.add_argument("--build-arg", action="append", default=["PYTHON=3.11"], metavar="NAME=VALUE")
-    parser.add_argument("--bind", action="append", default=["/etc/resolv.conf"], help="path that builds see as well")
+    parser.add_argument(
+        "--build-arg", action="append", default=["PYTHON=3.11", "GCC=12", "POSTGRES=15"], metavar="NAME=VALUE"
+    )
+    parser.add_argument("--bind", action="append", default=["/etc/resolv.conf"], help="path that builds see too")
+    parser.add_argument("--again", action="store_true", help="drive what is built already, build what is missing")
     options = parser.parse_args()
     if not os.environ.get(ALONE):
         # mounts of its own, which end with it however it ends: what is left in `--work` is safe to remove
@@ -243,9 +263,10 @@ def main() -> int:
     arguments = dict(each.split("=", 1) for each in options.build_arg)
     images = {}
     for name in ("gateway", "gpu"):
-        builder = Builder(options.base, options.work / name, arguments, options.bind)
+        builder = Builder(options.base, options.work / name, arguments, options.bind, again=options.again)
         images[name] = builder.build(ROOT / f"Dockerfile.{name}")
-        print(f"-- {name}: {sum(size for _, size in images[name].sizes):.0f} MB beside its base image")
+        if not options.again:
+            print(f"-- {name}: {sum(size for _, size in images[name].sizes):.0f} MB beside its base image")
     with (
         Mounted(images["gateway"].layers, options.work / "gateway", name="started") as gateway,
         Mounted(images["gpu"].layers, options.work / "gpu", name="started") as gpu,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -79,7 +80,8 @@ def test_nginx_takes_its_configuration(listening: Path, tmp_path: Path) -> None:
     program = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin")
     assert program, "nginx is not installed: sudo apt-get install -y nginx-light"
     (tmp_path / "nginx.conf").write_text((FOLDER / "nginx" / "nginx.conf").read_text())
-    (tmp_path / "igen.conf").write_text((FOLDER / "nginx" / "igen.conf").read_text())
+    text = (FOLDER / "nginx" / "igen.conf").read_text()
+    (tmp_path / "igen.conf").write_text(text.replace("/var/log/nginx/", f"{tmp_path}/"))
     (tmp_path / "listen.conf").write_text(listening.read_text())
     places = "".join(f"{each}_temp_path {tmp_path}/{each};\n" for each in TEMPORARY)
     (tmp_path / "upstream.conf").write_text(places + (FOLDER / "nginx" / "upstream-host.conf").read_text())
@@ -89,7 +91,10 @@ def test_nginx_takes_its_configuration(listening: Path, tmp_path: Path) -> None:
         files = ["-keyout", str(tmp_path / "tls/privkey.pem"), "-out", str(tmp_path / "tls/fullchain.pem")]
         subprocess.run([*command, *files], check=True, capture_output=True)
     command = [program, "-t", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf"), "-g", f"pid {tmp_path}/pid;"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    # systemd gives a program a socket of its journal for standard output, and /dev/stdout cannot be opened then
+    journal, output = socket.socketpair()
+    with journal, output:
+        answer = subprocess.run(command, stdout=output.fileno(), stderr=subprocess.PIPE, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
     assert "warn" not in answer.stderr
 

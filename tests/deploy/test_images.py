@@ -12,6 +12,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -19,7 +20,9 @@ from tests.support.dockerfile import Stage, expand, health_command, parse
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("models", "inference", "gateway", "compositor", "scripts")
-OPERATORS = ("scripts.frame_feed", "scripts.env_example")
+OPERATORS = tuple(
+    f"scripts.{name}" for name in ("backup", "doctor", "env_example", "frame_feed", "generate", "restore", "smoke")
+)
 """Commands that are run in the gateway's image; benchmarks and training are not."""
 LOADED_BY_NAME = {"gateway": {"cv2", "simplejpeg", "numpy", "psycopg", "aiosqlite", "httptools", "websockets"}}
 FILES = ("Dockerfile.gateway", "Dockerfile.gpu")
@@ -102,6 +105,18 @@ def test_an_image_has_what_its_code_imports(name: str, starts: list[str]) -> Non
     assert missing == set()
     if name == "Dockerfile.gateway":
         assert not there & {"torch", "diffusers", "transformers", "xformers"}
+
+
+def test_the_gateways_image_has_the_client_of_composes_postgresql() -> None:
+    """pg_dump refuses a newer server; the image's Debian must have this version (13, trixie, has 17)."""
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+    server = re.match(r"postgres:(\d+)-", compose["services"]["postgres"]["image"])
+    assert server is not None
+    last = parse(ROOT / "Dockerfile.gateway")[-1]
+    (argument,) = [step.text for step in last.instructions if step.word == "ARG" and "POSTGRES" in step.text]
+    assert argument == f"POSTGRES={server[1]}"
+    assert last.base == "python:3.11-slim-trixie"
+    assert server[1] == "17"
 
 
 @pytest.mark.parametrize("name", FILES)

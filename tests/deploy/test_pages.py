@@ -16,7 +16,7 @@ PAGES = {name: ROOT / "docs" / "deploy" / f"{name}.md" for name in (
     *("compose", "host", "kubernetes", "monitoring", "security", "upgrade"),
 )}  # fmt: skip
 SHELL = re.compile(r"^( *)```sh\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
-COMMANDS_OF_COMPOSE = {"up", "down", "build", "run", "exec", "cp", "logs", "config"}
+COMMANDS_OF_COMPOSE = {"up", "down", "stop", "build", "run", "exec", "cp", "logs", "config"}
 
 
 def commands(page: Path) -> list[str]:
@@ -33,7 +33,8 @@ def test_links_lead_somewhere(name: str) -> None:
         found = (PAGES[name].parent / file).resolve() if file else PAGES[name]
         assert found.is_file(), target
         if heading:
-            assert f"# {heading.replace('-', ' ')}" in found.read_text(encoding="utf-8").lower(), target
+            headings = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8").lower(), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", each).replace(" ", "-") for each in headings}, target
 
 
 @pytest.mark.parametrize("name", PAGES)

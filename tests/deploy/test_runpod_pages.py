@@ -24,6 +24,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "deploy"
 SERVERLESS = (DOCS / "runpod-serverless.md").read_text(encoding="utf-8")
 POD = (DOCS / "runpod-pod.md").read_text(encoding="utf-8")
 COMMAND = "scripts/deploy_runpod "
+OF_OTHER_COMMANDS = {"--build-arg", "--install-only", "--no-framing"}
 
 
 def blocks(page: str) -> Iterator[str]:
@@ -63,7 +64,7 @@ async def test_every_deployment_of_the_serverless_page_works_in_its_order() -> N
 
 def test_every_option_that_the_page_names_is_there() -> None:
     known = set(re.findall(r"--[a-z-]+", CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output))
-    named = set(re.findall(r"--[a-z][a-z-]+", SERVERLESS)) - {"--build-arg"}
+    named = set(re.findall(r"--[a-z][a-z-]+", SERVERLESS)) - OF_OTHER_COMMANDS
     assert named <= known
     assert known - named <= {"--help", "--config", "--yes", "--api"}, "what there is, the page tells"
 
@@ -82,15 +83,18 @@ def test_the_page_and_the_file_agree_on_the_defaults() -> None:
     assert row["seconds in the queue before a worker is added"] == f"{endpoint['scaling']['queueDelay']:g}"
 
 
-async def test_the_pod_pages_call_starts_a_pod() -> None:
+async def test_the_pod_pages_calls_start_a_pod_and_remove_it() -> None:
     async with running_account() as account:
-        call = block_with(POD, "/v2/pods").replace("https://api.runpod.io", account.base)
+        call = block_with(POD, '"cloud"').replace("https://api.runpod.io", account.base)
         call = call.replace("export RUNPOD_API_KEY=...\n", "")
         made = json.loads(await shell(call, RUNPOD_API_KEY=KEY, IGEN_INFERENCE_KEY=SERVER_KEY))
         (pod,) = account.pods.values()
         assert made == pod
         assert pod["env"]["IGEN_INFERENCE_KEY"] == SERVER_KEY
         assert (pod["args"], pod["ports"]) == ("server", ["8001/http"])
+        removal = block_with(POD, "DELETE").replace("https://api.runpod.io", account.base)
+        await shell(removal.replace("<pod id>", pod["id"]), RUNPOD_API_KEY=KEY)
+        assert account.pods == {}
 
 
 async def test_the_pod_pages_checks_find_a_server_that_draws(tmp_path: Path) -> None:

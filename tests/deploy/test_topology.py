@@ -1,4 +1,7 @@
-"""Two gateways, three workers and all that they need, as real processes behind nginx; then one of each killed."""
+"""Two gateways, three workers and all that they need, as real processes behind nginx; then each of them killed.
+
+scripts/smoke tries the whole through nginx, at first and after every reboot.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,13 @@ import pytest
 import pytest_asyncio
 from lxml import etree
 
+from scripts.calling.access import find_access
+from scripts.smoke import PROMPT, Request, smoke
+from scripts.smoking.steps import Steps
 from tests.support.compositor_rig import frame_png
+from tests.support.gateway_process import plain_environment
 from tests.support.shop import Shop
-from tests.support.topology import Topology
+from tests.support.topology import ROOT, Topology
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -24,6 +31,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.asyncio(lo
 
 PRODUCTS = 160
 STATES = ("completed", "completed_with_failures", "failed", "cancelled")
+SMOKE_STEPS = [
+    *("alive", "ready", "key", "generate", "picture", "replay"),
+    *("frame", "run", "outputs", "output feed", "clean up", "delete"),
+]
+PROCESSES = ("gateway-0", "gateway-1", "worker-0", "worker-1", "worker-2", "reconcile", "nginx")
+SERVERS = ("redis", "s3", "postgres")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -109,6 +122,43 @@ async def watch(http: aiohttp.ClientSession, url: str) -> list[dict[str, Any]]:
                 return told
 
 
+async def until_ready(http: aiohttp.ClientSession, topology: Topology) -> None:
+    """Until both gateways see all that they need."""
+    deadline = time.monotonic() + 90
+    for gateway in topology.gateways:
+        while (told := await patiently(http, f"{gateway}/readyz"))["status"] != "ready":
+            assert time.monotonic() < deadline, told
+            await asyncio.sleep(0.2)
+
+
+async def smoke_again(topology: Topology) -> None:
+    """What scripts/smoke does, without another Python to start."""
+    steps = Steps(lambda _: None)
+    await smoke(Request(find_access(topology.url, topology.key), PROMPT, None, framing=True, run_s=120), steps)
+    told = {outcome.name: (outcome.state, outcome.told) for outcome in steps.outcomes}
+    assert list(told) == SMOKE_STEPS, told
+    assert {state for state, _ in told.values()} == {"ok"}, (told, topology.logs())
+
+
+async def test_smoke_passes_through_nginx_with_its_websocket(http: aiohttp.ClientSession, topology: Topology) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(str(ROOT / "scripts" / "smoke"), topology.url, "--json"),
+        env=plain_environment(IGEN_API_KEY=topology.key, IGEN_HOME=str(topology.folder / "nobodys")),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 300)
+    steps = {step["name"]: (step["state"], step["told"]) for step in json.loads(out)["steps"]}
+    assert process.returncode == 0, steps
+    assert list(steps) == SMOKE_STEPS
+    assert {state for state, _ in steps.values()} == {"ok"}, steps
+    seen = [json.loads(line) for line in topology.programs["nginx"].log.splitlines() if line.startswith("{")]
+    asked = {(line["method"], line["path"].split("/")[1], line["status"]) for line in seen}
+    assert {("GET", "ws", 101), ("POST", "api", 202), ("GET", "media", 200), ("DELETE", "api", 204)} <= asked
+    for gateway in topology.gateways:
+        _, listed = await call(http, "GET", f"{gateway}/api/generations/")
+        assert listed["generations"] == [], "it deleted what it drew"
+
+
 async def test_a_picture_is_drawn_and_comes_back_through_nginx(
     http: aiohttp.ClientSession, topology: Topology
 ) -> None:
@@ -169,7 +219,7 @@ async def test_progress_is_right_from_either_gateway_and_nothing_is_done_twice(
     assert len(shop.sent) == len(set(shop.sent)) == PRODUCTS
 
 
-@pytest.mark.parametrize("part", ["gateway-0", "worker-1", "reconcile", "nginx", "redis", "s3", "postgres"])
+@pytest.mark.parametrize("part", [*PROCESSES, *SERVERS])
 async def test_a_killed_part_comes_back_and_nothing_is_lost(
     http: aiohttp.ClientSession, topology: Topology, shop: Shop, part: str
 ) -> None:
@@ -179,6 +229,8 @@ async def test_a_killed_part_comes_back_and_nothing_is_lost(
     told = await until_over(http, topology, address, run)
     assert not told["failed"], f"nothing is given up while {part} is away for a moment: {told}"
     await check_run(http, topology, address, run)
+    await until_ready(http, topology)
+    await smoke_again(topology)
 
 
 async def until_processed(http: aiohttp.ClientSession, topology: Topology, address: str, count: int) -> None:
@@ -218,3 +270,4 @@ async def test_the_generator_killed_in_mid_request(http: aiohttp.ClientSession, 
         assert status in (502, 503), told
         assert time.monotonic() < deadline + 60
         await asyncio.sleep(0.5)
+    await smoke_again(topology)

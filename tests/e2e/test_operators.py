@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import sqlite3
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,7 @@ STEPS = [
     "outputs",
     "output feed",
     "clean up",
+    "delete",
 ]
 
 
@@ -71,6 +74,9 @@ def test_smoke_passes_every_step_and_leaves_no_frame(stack: Stack, tmp_path: Pat
     assert list(steps) == STEPS
     assert {step["state"] for step in steps.values()} == {"ok"}
     assert all(step["seconds"] > 0 for step in steps.values())
+    with closing(sqlite3.connect(stack.home / "igen.db")) as database:
+        (left,) = database.execute("SELECT COUNT(*) FROM generations WHERE deleted_at IS NULL").fetchone()
+    assert left == 0
     code, steps = smoke(stack, tmp_path, "--no-framing")
     assert code == 0
     assert "frame" in steps
@@ -112,14 +118,9 @@ def test_generate_killed_twice_draws_each_prompt_once(stack: Stack, tmp_path: Pa
 
 def drawn(stack: Stack) -> int:
     """Generations of those prompts, as the gateway's rows have them."""
-    import sqlite3
-
-    database = sqlite3.connect(stack.home / "igen.db")
-    try:
+    with closing(sqlite3.connect(stack.home / "igen.db")) as database:
         query = "SELECT COUNT(*) FROM generations WHERE input LIKE '%a red circle, no.%'"
         return int(database.execute(query).fetchone()[0])
-    finally:
-        database.close()
 
 
 def test_backup_beside_it_and_restore_elsewhere(stack: Stack, tmp_path: Path) -> None:

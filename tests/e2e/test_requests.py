@@ -131,9 +131,18 @@ async def test_a_deadline_that_cannot_be_met(stack: Stack) -> None:
     key = (stack.home / "inference-key").read_text().strip()
     async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as session:
         for _, _, other in others:  # so that the tests after this one need not wait
-            url = f"http://127.0.0.1:{stack.inference_port}/v2/igen/cancel/{other['id']}"
+            await until_cancelled(session, f"http://127.0.0.1:{stack.inference_port}/v2/igen/cancel/{other['id']}")
+
+
+async def until_cancelled(session: aiohttp.ClientSession, url: str) -> None:
+    """The gateway has said yes to a job before it hands it on: until then the server knows none."""
+    async with asyncio.timeout(120):
+        while True:
             async with session.post(url) as cancelled:
-                assert cancelled.status == 200
+                if cancelled.status == 200:
+                    return
+                assert cancelled.status == 404
+            await asyncio.sleep(0.05)
 
 
 async def test_steps_and_previews_are_told_while_it_is_drawn(stack: Stack) -> None:
@@ -156,6 +165,8 @@ async def test_steps_and_previews_are_told_while_it_is_drawn(stack: Stack) -> No
                 seen.append((kind, json.loads(value)))
     kinds = [kind for kind, _ in seen]
     assert (kinds[0], kinds[-1]) == ("snapshot", "end")
+    end = seen[-1][1]
+    assert end["status"] == "success", end
     steps = [message["step"] for kind, message in seen if kind == "progress"]
     assert len(steps) > 1
     assert steps == sorted(steps)
@@ -163,8 +174,6 @@ async def test_steps_and_previews_are_told_while_it_is_drawn(stack: Stack) -> No
     assert previews
     with Image.open(io.BytesIO(base64.b64decode(previews[-1]["image"].partition(",")[2]))) as preview:
         assert preview.format == "JPEG"
-    end = seen[-1][1]
-    assert end["status"] == "success"
     _, picture = await fetched(stack, end["image_url"])
     assert picture.size == (128, 128)
 

@@ -179,7 +179,8 @@ async def test_gateway_killed_in_mid_request(stack: Stack) -> None:
     stack.kill("gateway")
     outcome = (await asyncio.gather(request, return_exceptions=True))[0]
     assert isinstance(outcome, Exception)
-    for _ in range(90):
+    listed = None
+    for _ in range(120):
         await asyncio.sleep(1)
         try:
             _, _, listed = await stack.call("GET", "/api/generations/?limit=100")
@@ -188,7 +189,7 @@ async def test_gateway_killed_in_mid_request(stack: Stack) -> None:
         if all(row["status"] in ("success", "error") for row in rows_of(listed)):
             break
     else:
-        raise AssertionError(listed)
+        raise AssertionError(listed or stack.output)
     status, headers, answer = await stack.generate(key, **LONG, seed=5)
     assert headers.get("Idempotency-Replayed") == "true"
     assert status == 200 or answer["error"]["code"]

@@ -21,14 +21,18 @@ from gateway.keys import Keys
 from gateway.server import GatewayServer
 from gateway.settings import GatewaySettings
 from models.db import Database
-from models.migrations import upgrade
 from models.tables import Generation, RequestLog
 from tests.fakes_composer import FakeComposer
 from tests.support.compositor_rig import RedisProcess
-from tests.support.database import database, migrated_sqlite, plain_logs  # noqa: F401 - fixtures
+from tests.support.database import (  # noqa: F401 - fixtures
+    database,
+    either_database,
+    migrated_postgresql,
+    migrated_sqlite,
+    plain_logs,
+)
 from tests.support.fake_backend import FakeBackend, png
 from tests.support.inference_rig import KEY, Rig, open_rig
-from tests.support.postgres import database_url  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -158,8 +162,11 @@ class _dead:  # noqa: N801 - stands for a method
         return None
 
 
-async def until(condition: Callable[[], Any], seconds: float = 10) -> None:
-    """Wait for something that happens elsewhere; the condition may be a plain or an async call."""
+async def until(condition: Callable[[], Any], seconds: float = 60) -> None:
+    """Wait for something that happens elsewhere; the condition may be a plain or an async call.
+
+    `seconds` is when to give up on a busy machine, and no expectation.
+    """
     async with asyncio.timeout(seconds):
         while True:
             found = condition()
@@ -194,15 +201,6 @@ async def other_key(database: str, key: str) -> str:  # noqa: F811 - the fixture
     made = await keys.create(await keys.user("somebody else"), "other")
     await db.close()
     return made.text
-
-
-@pytest.fixture
-async def either_database(database_url: str) -> str:  # noqa: F811 - the fixture
-    """A fresh database on SQLite, then on PostgreSQL."""
-    db = Database(database_url)
-    await upgrade(db)
-    await db.close()
-    return database_url
 
 
 StartGateway = Callable[..., Awaitable[RunningGateway]]

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import compositor
+from compositor.compose.errors import ComposeCode, ComposeError
 from tests.gateway.conftest import form
 from tests.support.fake_backend import png
 
 if TYPE_CHECKING:
+    from tests.fakes_composer import FakeComposer
     from tests.gateway.conftest import Reply, RunningGateway
 
 FONT = (Path(compositor.__file__).parent / "fonts" / "DejaVuSans.ttf").read_bytes()
@@ -49,6 +51,16 @@ async def test_a_font_and_a_badge_are_kept_listed_and_given_back(framing: Runnin
 async def test_what_is_wrong_is_named(framing: RunningGateway, parts: dict[str, Any], field: str) -> None:
     reply = await upload(framing, **parts)
     assert (reply.status, reply.json["error"]["param"]) == (422, field)
+    assert (await framing.request("GET", "/api/assets")).json["total"] == 0
+
+
+async def test_a_font_whose_letters_cannot_be_drawn_is_refused(
+    framing: RunningGateway, composer: FakeComposer
+) -> None:
+    composer.fail_with = ComposeError(ComposeCode.BAD_FONT, "A text layer's font could not be read.")
+    reply = await upload(framing, kind="font", file=FONT)
+    assert (reply.status, reply.code, reply.json["error"]["param"]) == (422, "bad_font", "file")
+    composer.fail_with = None
     assert (await framing.request("GET", "/api/assets")).json["total"] == 0
 
 

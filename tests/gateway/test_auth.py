@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def database(database_url: str) -> str:
-    return database_url
+def database(either_database: str) -> str:
+    return either_database
 
 
 async def test_a_key_has_the_promised_form_and_only_its_hash_is_kept(gateway: RunningGateway) -> None:

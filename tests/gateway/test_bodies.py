@@ -31,7 +31,7 @@ WRONG: list[tuple[Any, str]] = [
     ({**PROMPT, "width": True}, "width"),
     ({**PROMPT, "width": "64"}, "width"),
     ({**PROMPT, "height": 8192}, "height"),
-    ({**PROMPT, "seed": -1}, "seed"),
+    ({**PROMPT, "seed": -2}, "seed"),
     ({**PROMPT, "seed": 2**32}, "seed"),
     ({**PROMPT, "seed": 1.5}, "seed"),
     ({**PROMPT, "num_images": 17}, "num_images"),

@@ -228,6 +228,38 @@ async def test_a_frame_is_drawn_from_a_prompt(framing: RunningGateway, backend: 
     assert list(framing.settings.uploads.iterdir()) == []
 
 
+async def test_a_frame_keeps_the_picture_of_a_generation_that_is_deleted(framing: RunningGateway) -> None:
+    frame = (await framing.request("POST", "/api/frames", json={"name": "Sea", "prompt": "a calm sea"})).json
+    before = (await framing.request("GET", f"/api/frames/{frame['id']}/picture")).body
+    generation = await framing.row()
+    assert (await framing.request("DELETE", f"/api/generations/{generation.id}")).status == 204
+    await framing.services.sweeper.sweep()
+    assert (await framing.request("GET", f"/api/frames/{frame['id']}/picture")).body == before
+
+
+async def test_a_drawing_deleted_before_its_frame_is_saved_makes_no_frame(
+    framing: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = framing.services
+    put_file = services.store.put_file
+
+    async def put_and_delete(*arguments: Any, **options: Any) -> None:
+        await put_file(*arguments, **options)
+        assert await services.ledger.delete((await framing.row()).id)
+        await services.sweeper.sweep()
+
+    sent = {"name": "Sea", "prompt": "a calm sea"}
+    headers = {"Idempotency-Key": "k"}
+    with monkeypatch.context() as racing:
+        racing.setattr(services.store, "put_file", put_and_delete)
+        reply = await framing.request("POST", "/api/frames", json=sent, headers=headers)
+    assert (reply.status, reply.code) == (410, "generation_deleted")
+    reply = await framing.request("POST", "/api/frames", json=sent, headers=headers)
+    assert (reply.status, reply.code) == (410, "generation_deleted"), "the key's drawing is not drawn again"
+    assert (await framing.request("GET", "/api/frames")).json["total"] == 0
+    assert (await framing.request("POST", "/api/frames", json=sent)).status == 201
+
+
 async def test_a_failed_drawing_makes_no_frame(framing: RunningGateway, backend: FakeBackend) -> None:
     backend.fail_with = "out of memory"
     reply = await framing.request("POST", "/api/frames", data=form(name="Sea", prompt="a sea"))
@@ -236,6 +268,9 @@ async def test_a_failed_drawing_makes_no_frame(framing: RunningGateway, backend:
     bad = {"name": "Sea", "prompt": "a sea", "generation": {"num_images": 2}}
     reply = await framing.request("POST", "/api/frames", json=bad)
     assert (reply.status, reply.json["error"]["param"]) == (422, "generation.num_images")
+    bad = {"name": "Sea", "prompt": "a sea", "generation": {"height": 7}}
+    reply = await framing.request("POST", "/api/frames", json=bad)
+    assert (reply.status, reply.json["error"]["param"]) == (422, "generation.height")
 
 
 async def test_a_box_outside_the_frame_is_told_where_it_ends_up(framing: RunningGateway) -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from typing import TYPE_CHECKING
 
 import pytest
 
+from gateway.answers import tell
+from tests.gateway.conftest import until
 from tests.support.fake_backend import png
 
 if TYPE_CHECKING:
@@ -15,8 +18,8 @@ PROMPT = {"prompt": "A futuristic cityscape at sunset"}
 
 
 @pytest.fixture
-def database(database_url: str) -> str:
-    return database_url
+def database(either_database: str) -> str:
+    return either_database
 
 
 async def test_a_prompt_becomes_a_stored_picture(gateway: RunningGateway, backend: FakeBackend) -> None:
@@ -83,11 +86,17 @@ async def test_every_field_of_the_job_input_is_taken_at_the_top(
     assert job.headers["X-Request-ID"] == "mine"
 
 
-async def test_the_gateway_chooses_and_records_a_seed(gateway: RunningGateway, backend: FakeBackend) -> None:
-    answers = [(await gateway.generate()).json for _ in range(2)]
+@pytest.mark.parametrize("sent", [{}, {"seed": -1}, {"seed": None}])
+async def test_the_gateway_chooses_and_records_a_seed(
+    sent: dict[str, int | None], gateway: RunningGateway, backend: FakeBackend
+) -> None:
+    answers = [(await gateway.generate({**PROMPT, **sent})).json for _ in range(2)]
     assert answers[0]["seed"] != answers[1]["seed"]
     assert [row.input["seed"] for row in await gateway.rows()] == [answer["seed"] for answer in answers]
     assert [job.input["seed"] for job in backend.jobs.values()] == [answer["seed"] for answer in answers]
+    key = {"Idempotency-Key": "the-same"}
+    first, again = [await gateway.generate({**PROMPT, **sent}, headers=key) for _ in range(2)]
+    assert (first.json["id"], first.json["seed"]) == (again.json["id"], again.json["seed"])
 
 
 async def test_request_ids(gateway: RunningGateway, backend: FakeBackend) -> None:
@@ -148,3 +157,90 @@ async def test_a_running_generation_says_so(gateway: RunningGateway, backend: Fa
     looked = (await gateway.request("GET", f"/api/generations/{job_id}")).json
     assert (looked["status"], looked["id"]) == ("running", job_id)
     assert (await asked).json["id"] == job_id
+
+
+SMALL = {"prompt": "x", "seed": 9, "width": 64, "height": 64}
+
+
+async def delete(gateway: RunningGateway, generation_id: str, **options: str) -> int:
+    return (await gateway.request("DELETE", f"/api/generations/{generation_id}", **options)).status
+
+
+def path_of(generation: dict[str, str]) -> str:
+    return generation["image_url"].removeprefix("http://pictures.example")
+
+
+def stored(gateway: RunningGateway) -> int:
+    store = gateway.settings.home / "store"
+    return len([path for name in ("objects", "inputs") for path in (store / name).rglob("*") if path.is_file()])
+
+
+async def test_a_deleted_generation_is_gone_with_its_pictures_and_its_line_stays(
+    gateway: RunningGateway, backend: FakeBackend
+) -> None:
+    body = {**SMALL, "num_images": 2, "image": base64.b64encode(png(64, 64, 1)).decode()}
+    made = (await gateway.generate(body, idempotency_key="k")).json
+    other = (await gateway.generate()).json
+    assert stored(gateway) == 4
+    assert await delete(gateway, made["id"]) == 204
+    for address in (f"/api/generations/{made['id']}", f"/api/generations/{made['id']}/events", path_of(made)):
+        assert (await gateway.request("GET", address)).status == 404
+    assert (await gateway.request("POST", "/api/verify", json={"generation": made["id"]})).status == 404
+    listed = (await gateway.request("GET", "/api/generations/")).json["generations"]
+    assert [row["id"] for row in listed] == [other["id"]]
+    await until(lambda: stored(gateway) == 1)
+    assert (await gateway.request("GET", path_of(other))).status == 200
+
+    assert await delete(gateway, made["id"]) == 204, "again"
+    row = (await gateway.rows())[0]
+    assert (row.id, row.state, row.input["num_images"]) == (made["id"], "completed", 2)
+    again = await gateway.generate(body, idempotency_key="k")
+    assert (again.status, again.code, again.json["id"]) == (410, "generation_deleted", made["id"])
+    assert backend.drawn[made["id"]] == 1
+    told = await gateway.services.ledger.tell(made["id"])
+    assert told is not None
+    assert tell(told, "")["error"]["code"] == "generation_deleted", "for those who watched it"
+
+
+async def test_only_the_owner_deletes(gateway: RunningGateway, other_key: str) -> None:
+    made = (await gateway.generate(SMALL)).json
+    assert await delete(gateway, made["id"], key=other_key) == 404
+    for nobodys in (f"{made['id'][:-1]}_", "gen_00000000000000000000000000", "1", "%00"):
+        assert await delete(gateway, nobodys) == 404
+    refused = await gateway.request("DELETE", f"/api/generations/{made['id']}", key=None)
+    assert refused.status == 401
+    assert (await gateway.request("GET", path_of(made))).status == 200
+    assert await delete(gateway, f"{made['id']}/") == 204
+
+
+async def test_a_picture_that_two_generations_share_goes_with_the_second(gateway: RunningGateway) -> None:
+    first, second = [(await gateway.generate(SMALL)).json for _ in range(2)]
+    assert stored(gateway) == 1
+    assert await delete(gateway, first["id"]) == 204
+    await gateway.services.sweeper.sweep()
+    assert (await gateway.request("GET", path_of(first))).status == 404
+    assert (await gateway.request("GET", path_of(second))).body == png(64, 64, 9)
+    assert await delete(gateway, second["id"]) == 204
+    await until(lambda: stored(gateway) == 0)
+    third = (await gateway.generate(SMALL)).json
+    assert (await gateway.request("GET", path_of(third))).body == png(64, 64, 9)
+
+
+async def test_a_generation_under_way_is_not_deleted(gateway: RunningGateway, backend: FakeBackend) -> None:
+    backend.seconds = 1
+    asked = asyncio.create_task(gateway.generate(SMALL))
+    await until(lambda: backend.jobs)
+    (job_id,) = backend.jobs
+    refused = await gateway.request("DELETE", f"/api/generations/{job_id}")
+    assert (refused.status, refused.code, refused.json["error"]["retryable"]) == (409, "generation_running", True)
+    assert int(refused.headers["Retry-After"]) > 0
+    assert (await asked).status == 200
+    assert await delete(gateway, job_id) == 204
+
+
+async def test_a_failed_generation_can_be_deleted(gateway: RunningGateway, backend: FakeBackend) -> None:
+    backend.fail_with = "out_of_memory: the picture is too large for this device"
+    failed = (await gateway.generate(SMALL)).json["id"]
+    assert await delete(gateway, failed) == 204
+    assert (await gateway.request("GET", "/api/generations/")).json["generations"] == []
+    assert (await gateway.row()).state == "failed"

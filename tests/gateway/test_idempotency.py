@@ -15,8 +15,8 @@ PROMPT = {"prompt": "A futuristic cityscape at sunset"}
 
 
 @pytest.fixture
-def database(database_url: str) -> str:
-    return database_url
+def database(either_database: str) -> str:
+    return either_database
 
 
 async def test_twenty_retries_at_once_are_one_job(gateway: RunningGateway, backend: FakeBackend) -> None:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def database(database_url: str) -> str:
-    return database_url
+def database(either_database: str) -> str:
+    return either_database
 
 
 async def seeded(gateway: RunningGateway, **how: object) -> str:
@@ -74,6 +74,20 @@ async def test_a_frame_without_a_run_has_an_empty_table(framing: RunningGateway)
         assert (await framing.request("GET", f"/api/frames/{frame['id']}/{path}")).status == 404
 
 
+@pytest.mark.parametrize("state", ["failed", "cancelled"])
+async def test_a_run_that_broke_off_before_it_made_anything_hides_nothing(
+    framing: RunningGateway, state: str
+) -> None:
+    address = await seeded(framing)
+    services, frame_id = framing.services, int(address.rpartition("/")[2])
+    shown = (await framing.request("GET", f"{address}/outputs")).json
+    assert shown["total"] == 3
+    await seed_run(services.db, services.store, frame_id, completed=0, failed=0, skipped=2, state=state)
+    assert (await framing.request("GET", f"{address}/outputs")).json == shown
+    going_on = await seed_run(services.db, services.store, frame_id, completed=0, failed=0, state="composing")
+    assert (await framing.request("GET", f"{address}/outputs")).json["run_id"] == going_on.id
+
+
 async def test_one_output_is_deleted_with_its_file(framing: RunningGateway) -> None:
     address = await seeded(framing)
     row = (await framing.request("GET", f"{address}/outputs/1")).json
@@ -89,13 +103,15 @@ async def test_one_output_is_deleted_with_its_file(framing: RunningGateway) -> N
     await until(swept)
 
 
-async def test_a_file_that_another_run_shares_stays(framing: RunningGateway) -> None:
+async def test_a_file_that_another_run_shares_stays_when_one_run_is_named(framing: RunningGateway) -> None:
     address = await seeded(framing)
     frame_id = int(address.rpartition("/")[2])
     await seed_run(framing.services.db, framing.services.store, frame_id)  # the same outputs again
     runs = (await framing.request("GET", f"{address}/runs")).json["runs"]
     assert len(runs) == 2
-    deleted = await framing.request("POST", f"{address}/outputs/delete", json={"positions": [0, 1]})
+    deleted = await framing.request(
+        "POST", f"{address}/outputs/delete", json={"positions": [0, 1], "run_id": runs[0]["id"]}
+    )
     assert deleted.json == {"deleted": 2}
     await framing.services.sweeper.sweep()
     assert len([key async for key in framing.services.store.list("outputs")]) == 3

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
+from gateway import previewer
 from tests.gateway.conftest import form
 from tests.support.fake_backend import png
 from tests.support.origin import answer_with
-from tests.support.shop import Shop
+from tests.support.shop import Shop, draw
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -55,6 +56,27 @@ async def test_a_feeds_product_is_drawn_as_a_run_would_and_fast_the_second_time(
     assert time.monotonic() - began < 1.0
     assert len(shop.sent) == asked
     assert (await drawing.request("GET", f"/api/frames/{frame['id']}")).json["design"]["output"]["kind"] == "jpeg"
+
+
+async def test_what_changed_in_the_shop_is_drawn_as_it_is_now(
+    drawing: RunningGateway, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(previewer, "FRESH_S", 0.0)
+    frame = await drawing.frame(picture=png(300, 200), feed_url=feed_url(shop))
+    address = f"/api/frames/{frame['id']}/preview"
+    first = await drawing.request("POST", address, json={"position": 0})
+    assert (await drawing.request("POST", address, json={"position": 0})).body == first.body
+    assert len(shop.unchanged) == 1
+    shop.serve("/0.jpg", draw(99, (300, 240)))
+    assert (await drawing.request("POST", address, json={"position": 0})).body != first.body
+    shop.add(1)
+    shop.origin.answers["/feed.xml"] = answer_with(shop.feed)
+    last = len(shop.products) - 1
+    added = await drawing.request("POST", address, json={"position": last})
+    assert (added.status, added.headers["X-Product-ID"]) == (200, shop.products[last].id)
+    del shop.origin.answers["/feed.xml"]
+    kept = await drawing.request("POST", address, json={"position": last})
+    assert kept.body == added.body, "while the shop is away what is kept is good enough"
 
 
 async def test_without_a_body_the_first_product_is_drawn(drawing: RunningGateway, shop: Shop) -> None:

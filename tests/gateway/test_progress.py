@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 from redis import Redis
-from sqlalchemy import update
+from sqlalchemy import select, update
 
-from models.tables import Run, RunChunk
+from models.tables import Frame, Run, RunChunk
 from tests.gateway.conftest import until
 from tests.support.seeded_run import seed_run
 
@@ -176,6 +176,22 @@ async def test_a_revoked_key_and_a_deleted_frame_end_a_watch(
         assert socket.close_code == 4401
 
 
+async def test_a_run_that_begins_under_the_number_of_a_deleted_frame_is_not_shown(
+    framing: RunningGateway, other_key: str
+) -> None:
+    """SQLite gives numbers away again; whoever watched the deleted frame hears nothing of the other owner's."""
+    stranger = (await framing.frame(key=other_key))["id"]
+    frame, run = await seeded(framing)
+    async with connect(framing, f"/ws/progress/{frame}/", **bearer(framing)) as socket:
+        await socket.receive_json(timeout=5)
+        async with framing.services.db.write() as session:
+            owner = select(Frame.owner_id).where(Frame.id == stranger).scalar_subquery()
+            await session.execute(update(Frame).where(Frame.id == frame).values(owner_id=owner))
+        await advance(framing, run, 0, "ingesting")
+        message = await socket.receive(timeout=5)  # well before the frame is looked for anyway
+        assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 4404)
+
+
 async def test_the_same_as_json_and_as_an_event_stream(framing: RunningGateway, other_key: str) -> None:
     frame, run = await seeded(framing)
     address = f"/api/frames/{frame}/progress"
@@ -233,8 +249,12 @@ async def test_a_slow_reader_is_dropped_and_holds_nobody_up(
             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
         ]
         writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
-        await until(lambda: framing.services.hub._followers)
-        await until(lambda: not framing.services.hub._followers)
+        try:
+            await until(lambda: framing.services.hub._followers)
+            await until(lambda: not framing.services.hub._followers)
+        except BaseException:
+            writer.transport.abort()
+            raise
     async with connect(framing, f"/ws/progress/{frame}/", **bearer(framing)) as socket:
-        assert (await socket.receive_json(timeout=5))["run_id"] == run
+        assert (await socket.receive_json(timeout=60))["run_id"] == run
     writer.transport.abort()

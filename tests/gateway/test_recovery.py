@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def database(database_url: str) -> str:
-    return database_url
+def database(either_database: str) -> str:
+    return either_database
 
 
 @pytest.fixture

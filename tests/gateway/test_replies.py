@@ -20,8 +20,8 @@ FEED = "http://feeds.example.com/feed.xml"
 
 
 @pytest.fixture
-def database(database_url: str) -> str:
-    return database_url
+def database(either_database: str) -> str:
+    return either_database
 
 
 async def make(gateway: RunningGateway, idempotency_key: str | None = "k", **parts: Any) -> Reply:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def database(database_url: str) -> str:
-    return database_url
+def database(either_database: str) -> str:
+    return either_database
 
 
 async def test_who_what_when_how_long_and_outcome(gateway: RunningGateway, backend: FakeBackend) -> None:

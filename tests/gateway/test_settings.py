@@ -58,6 +58,7 @@ def test_hosts_named_take_the_place_of_the_default(monkeypatch: pytest.MonkeyPat
     ("url", "kind", "rules"),
     [
         ("https://api.runpod.ai/v2/x", "auto", BackendKind.RUNPOD),
+        ("https://x.api.runpod.ai/v2/igen", "auto", BackendKind.SELFHOSTED),
         ("https://runpod.ai.evil.example/v2/x", "auto", BackendKind.SELFHOSTED),
         ("https://notrunpod.ai/v2/x", "auto", BackendKind.SELFHOSTED),
         ("https://api.runpod.ai/v2/x", "selfhosted", BackendKind.SELFHOSTED),

@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 
 from gateway.sweeper import Sweeper
 from models.store import StoreError
-from models.tables import Asset, Frame, Output, Run, RunChunk, RunItem
+from models.tables import Asset, Frame, Output, Picture, Run, RunChunk, RunItem
 from tests.gateway.conftest import until
 from tests.support.seeded_run import seed_run
 
@@ -60,7 +60,7 @@ async def test_what_the_store_refuses_goes_next_time(
         with pytest.raises(StoreError):
             await framing.services.sweeper.sweep()
         assert (await rows(framing))[0] == 1
-    again = Sweeper(framing.services.db, store)
+    again = Sweeper(framing.services.db, store, framing.services.republisher)
     again.begin()
     again.kick()
 
@@ -71,10 +71,36 @@ async def test_what_the_store_refuses_goes_next_time(
     await again.stop()
 
 
+async def test_a_deleted_picture_that_the_store_keeps_is_tried_again(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def left() -> int:
+        async with gateway.services.db.read() as session:
+            return await session.scalar(select(func.count()).select_from(Picture)) or 0
+
+    store = gateway.services.store
+    await gateway.services.sweeper.stop()
+
+    async def refuse(_key: str) -> None:
+        raise StoreError
+
+    made = (await gateway.generate({"prompt": "x", "num_images": 3})).json
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "delete", refuse)
+        assert (await gateway.request("DELETE", f"/api/generations/{made['id']}")).status == 204
+        with pytest.raises(StoreError):
+            await gateway.services.sweeper.sweep()
+        assert await left() == 3
+    pair = [Sweeper(gateway.services.db, store, gateway.services.republisher) for _ in range(2)]
+    await asyncio.gather(*(each.sweep() for each in pair))
+    assert await left() == 0
+    assert [key async for key in store.list("objects")] == []
+
+
 async def test_two_sweepers_do_not_disturb_each_other(framing: RunningGateway) -> None:
     await framing.services.sweeper.stop()
     for _ in range(3):
         await deleted_frame(framing)
-    pair = [Sweeper(framing.services.db, framing.services.store) for _ in range(2)]
+    pair = [Sweeper(framing.services.db, framing.services.store, framing.services.republisher) for _ in range(2)]
     await asyncio.gather(*(each.sweep() for each in pair))
     assert await rows(framing) == [0] * 6

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from compositor.feed.errors import FeedLimits
 from gateway import orphans as orphans_module
 from gateway.orphans import Orphans
 from gateway.outputtable import delete_outputs
+from gateway.republishing import Republisher
 from gateway.retention import Retention
 from gateway.sweeper import Sweeper
 from models.db import utc_now
@@ -52,7 +54,9 @@ async def still_ours() -> bool:
 
 
 async def sweep_for_ever(rig: Rig, swept: list[int]) -> None:
-    sweeper = Sweeper(rig.db, rig.store)
+    base = "http://pictures.example"
+    republisher = Republisher(rig.db, rig.store, folder=rig.home / "feeds", public_base=base, limits=FeedLimits())
+    sweeper = Sweeper(rig.db, rig.store, republisher)
     retention = Retention(rig.db, rig.store, keep_runs=1, keep_days=1, clock=Later())
     orphans = Orphans(rig.db, rig.store, clock=Later())
     while True:
@@ -88,7 +92,7 @@ async def test_no_row_is_left_without_its_file(rig: Rig, shop: Shop, monkeypatch
     for number in range(ROUNDS):
         run = await run_once(rig, frame)
         # half of them are on their way out when the next run looks for them
-        await delete_outputs(rig.db, run.id, range(number % 2, PRODUCTS, 2), None)
+        await delete_outputs(rig.db, run, range(number % 2, PRODUCTS, 2), None, everywhere=True)
     sweeps = len(swept)
     async with asyncio.timeout(30):
         while len([key async for key in rig.store.list("outputs")]) > PRODUCTS // 2 or len(swept) < sweeps + 2:

@@ -26,6 +26,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the SDK's imports are not ours to keep clean
     import runpod
     from runpod.endpoint import AsyncioEndpoint, Endpoint
+    from runpod.endpoint.runner import RunPodClient
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # the SDK closes none of its sessions
 
@@ -48,6 +49,8 @@ async def real_client(tmp_path: Path) -> AsyncIterator[Client]:
 def endpoint_of(rig: Rig | Client, monkeypatch: pytest.MonkeyPatch, key: str = KEY) -> Endpoint:
     """What RUNPOD_ENDPOINT_BASE_URL does when it is set before the SDK is imported."""
     monkeypatch.setattr(runpod, "endpoint_url_base", f"{rig.base}/v2")
+    for ask in (RunPodClient.get, RunPodClient.post):  # ten seconds, which a busy machine may take
+        monkeypatch.setattr(ask, "__defaults__", (90,))
     return Endpoint("igen", api_key=key)
 
 

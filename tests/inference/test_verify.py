@@ -127,7 +127,7 @@ async def test_a_picture_that_was_started_from_is_sent_again(rig: Rig) -> None:
         ({"width": 4096, "height": 4096}, "receipt.width"),
         ({"num_inference_steps": 10_000}, "receipt.num_inference_steps"),
         ({"seeds": []}, "receipt.seeds"),
-        ({"seeds": [-1]}, "receipt.seed"),
+        ({"seeds": [-1]}, "receipt.seeds"),
         ({"seeds": [1, 2**40]}, "receipt.seeds"),
         ({"scheduler": "nope"}, "receipt.scheduler"),
         ({"guidance_scale": 1e9}, "receipt.guidance_scale"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
 
 from models.db import Database
 from models.migrations import SchemaError, check_schema, downgrade, upgrade
@@ -38,6 +38,18 @@ async def test_upgrade_gives_exactly_the_tables_of_the_models(db: Database) -> N
         ),
     )
     assert difference == []
+
+
+@pytest.mark.parametrize("table", ["frames", "runs"])
+async def test_the_number_of_a_deleted_row_never_comes_again(db: Database, table: str) -> None:
+    await upgrade(db)
+    if not db.is_sqlite:
+        return  # PostgreSQL's sequences only go up
+    made = await inside(
+        db,
+        lambda connection: connection.scalar(text(f"SELECT sql FROM sqlite_master WHERE name = '{table}'")),
+    )
+    assert "INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT" in made
 
 
 async def test_up_down_up_leaves_nothing_behind(db: Database) -> None:

@@ -87,7 +87,7 @@ BAD: list[tuple[str, Any]] = [
     *(("height", bad) for bad in (56, 63, 65, 4104, 0, -64, True, "512", 512.5, INFINITY, {"a": 1})),
     *(("num_inference_steps", bad) for bad in (0, -1, 151, 10**20, True, "30", 30.0, NAN)),
     *(("guidance_scale", bad) for bad in (-0.001, 50.001, NAN, INFINITY, -INFINITY, True, "7.5", 10**400, [7])),
-    *(("seed", bad) for bad in (-1, 2**32, 2**64, 10**400, -(10**400), True, "1", 1.0, NAN)),
+    *(("seed", bad) for bad in (-2, 2**32, 2**64, 10**400, -(10**400), True, "1", 1.0, NAN)),
     *(("num_images", bad) for bad in (0, 17, -1, True, "2", 2.0, None)),
     *(("scheduler", bad) for bad in ("", "x" * 65, 5, True, "a\0b")),
     *(("strict", bad) for bad in (0, 1, "true", None)),
@@ -141,8 +141,13 @@ def test_not_an_object(payload: Any) -> None:
 
 def test_every_wrong_field_is_named() -> None:
     with pytest.raises(InvalidInputError) as caught:
-        parse_input({"width": 1, "seed": -1, "nonsense": 1})
+        parse_input({"width": 1, "seed": -2, "nonsense": 1})
     assert [problem.field for problem in caught.value.details] == ["prompt", "width", "seed", "nonsense"]
+
+
+def test_any_seed_is_no_seed() -> None:
+    """As clients of AUTOMATIC1111 send it; whoever keeps the job draws the seed once, as for an absent one."""
+    assert parse_input({"prompt": "a", "seed": -1}).seed is None
 
 
 def test_size_error_names_the_nearest() -> None:
@@ -317,7 +322,7 @@ REQUEST_BAD: list[tuple[dict[str, Any], str]] = [
     *(({"policy": {"lowPriority": bad}}, "policy.lowPriority") for bad in (1, "yes", None)),
     *(({"policy": {"priority": 1}}, "policy.priority"), ({"policy": []}, "policy"), ({"extra": 1}, "extra")),
     *(({"input": bad}, "input") for bad in (None, ["a"], "a")),
-    *(({"input": {"prompt": ""}}, "input.prompt"), ({"input": {"prompt": "a", "seed": -1}}, "input.seed")),
+    *(({"input": {"prompt": ""}}, "input.prompt"), ({"input": {"prompt": "a", "seed": -2}}, "input.seed")),
     *(
         ({"s3Config": S3 | {"bucketName": bad}}, "s3Config.bucketName")
         for bad in ("ab", "a" * 64, "A_b", "../..", "-ab", "a/b")

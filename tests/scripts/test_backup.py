@@ -337,6 +337,27 @@ def test_without_postgresqls_programs(tmp_path: Path) -> None:
     assert not (tmp_path / "b.tar").exists()
 
 
+def test_a_client_of_an_older_postgresql_is_told(tmp_path: Path) -> None:
+    if os.environ.get("IGEN_TEST_POSTGRES") == "0":
+        pytest.skip("IGEN_TEST_POSTGRES=0")
+    site = Site(tmp_path / "home", cluster().create_database(), f"file://{tmp_path}/store")
+    asyncio.run(site.fill(1))
+    old = tmp_path / "bin" / "pg_dump"
+    old.parent.mkdir()
+    old.write_text(
+        "#!/bin/sh\n"
+        "echo 'pg_dump: error: aborting because of server version mismatch' >&2\n"
+        "echo 'pg_dump: detail: server version: 17.11; pg_dump version: 15.18' >&2\n"
+        "exit 1\n"
+    )
+    old.chmod(0o755)
+    code, told = site.run("backup", "--out", tmp_path / "b.tar", path=f"{old.parent}:{os.environ['PATH']}")
+    assert code == 4
+    assert "pg_dump: error: aborting because of server version mismatch" in told
+    assert "postgresql-client" in told
+    assert not (tmp_path / "b.tar").exists()
+
+
 def test_verify_names_the_member(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         shutil.copy(__file__, tmp_path / "file")

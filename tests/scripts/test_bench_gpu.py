@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,11 @@ from inference.engine.levers import Levers
 from inference.engine.tuning import read_table
 from scripts import bench_gpu
 from scripts.bench_gpu import main
-from scripts.gpubench import accuracy, cold, contestants, rows, sdxl, travel
+from scripts.gpubench import accuracy, choices, cold, contestants, rows, sdxl, travel
 from scripts.gpubench.lossy import CachedUnet
 from scripts.gpubench.report import Results
 from scripts.gpubench.rows import Row, best_levers
+from scripts.gpubench.watching import DoesNotFitError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,6 +75,34 @@ def test_the_tiny_bench_measures_compares_and_goes_on(tmp_path: Path, capsys: py
     assert json.loads(kept.read_text())["rows"] == json.loads(before)["rows"], "nothing is measured twice"
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["--batches 0", "--batches 1,65", "--batches a", "--batches ,", "--steps 1", "--device tpu", "--minutes x"],
+)
+def test_options_that_make_no_sense_are_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--tiny", *words.split()])
+    assert ended.value.code == 2
+    assert f"argument {words.split(maxsplit=1)[0]}" in capsys.readouterr().err
+
+
+def test_results_that_cannot_be_kept_are_said_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match=r"--json: .* cannot be written"):
+        main([*SMALL, "--json", str(tmp_path / "file" / "results.json")])
+
+
+def test_what_compiles_for_minutes_comes_last_and_is_not_begun_too_late() -> None:
+    names = [
+        row.id
+        for each in (rows.batched_rows, rows.regional_rows, rows.lossy_rows, rows.slow_rows)
+        for row in each((1, 8), Results({}))
+        if rows.least_seconds(row) == rows.WHOLE_S
+    ]
+    assert names == [row.id for row in rows.slow_rows((1, 8), Results({}))]
+    assert all(not rows.least_seconds(row) for row in rows.single_rows((1, 8)))
+
+
 def test_without_time_it_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL, "--minutes", "0"]) == 0
     shown = capsys.readouterr().out
@@ -94,7 +123,7 @@ def test_one_row_that_fails_costs_no_other(
         if row.name == "fused qkv":
             raise ValueError("a kernel broke")
         if row.name == "channels first":
-            raise contestants.DoesNotFitError("out of memory")
+            raise DoesNotFitError("out of memory")
         return real(models, row, load)
 
     monkeypatch.setattr(contestants, "time_engine", broken)
@@ -119,7 +148,7 @@ def test_what_does_not_fit_is_said_by_the_engine_too(tiny: Models) -> None:
     load = contestants.Load(2, 64, 2)
     checkpoint = contestants.checkpoint_over(tiny, full, Levers())
     engine = BatchingEngine(checkpoint, EngineLimits(2, buckets=(4,)))
-    with pytest.raises(contestants.DoesNotFitError, match="smaller batches"):
+    with pytest.raises(DoesNotFitError, match="smaller batches"):
         contestants.draw(engine, load, "some")
     engine.close()
 
@@ -183,13 +212,34 @@ def results_of(**step_ms: float) -> Results:
 
 
 def test_what_gained_alone_is_put_together() -> None:
-    assert best_levers(results_of(plain=50, cudnn=45, flash=40, fused_qkv=49, cuda_graphs=51), 1) == Levers(
+    assert best_levers(results_of(plain=50, cudnn=45, flash=40, fused_qkv=48, cuda_graphs=49.5), 1) == Levers(
         "flash", fused_qkv=True
     )
     assert best_levers(results_of(plain=50, xformers=40, fused_qkv=49, cuda_graphs=45), 1) == Levers(
         "xformers", cuda_graphs=True
     )
     assert best_levers(results_of(), 1) == Levers()
+
+
+def test_the_table_takes_what_is_fastest_at_every_batch() -> None:
+    """However many rows have the same levers; what was measured at one batch alone is for the goal there."""
+    plain, graphs, whole = Levers(), Levers(cuda_graphs=True), Levers(compile="whole")
+    found = Results({"name": "card", "versions": {"torch": "2"}})
+    for row, rate in (
+        (Row("engine", "plain", 1, plain), 1.0),
+        (Row("engine", "plain", 8, plain), 1.5),
+        (Row("engine", "all that gained", 1, plain), 1.1),
+        (Row("engine", "all that gained", 8, plain), 1.5),
+        (Row("engine", "the same, regional", 1, graphs), 1.4),
+        (Row("engine", "the same, regional", 8, graphs), 1.6),
+        (Row("engine", "the same, whole", 1, whole), 2.0),
+        (Row("engine", "every other step shallow", 1, plain, lossy="caching"), 9.0),
+        (Row("stock", "eager", 8), 9.0),
+    ):
+        found.rows[row.id] = {"levers": asdict(row.levers), "lossy": row.lossy, "images_s_20": rate}
+    assert choices.best(found, (1, 8)) == graphs
+    assert choices.fastest(found, (1,)) == (whole, 1)
+    assert choices.fastest(found, (8,)) == (graphs, 8)
 
 
 def test_steps_are_scaled_and_the_rest_is_not() -> None:
@@ -224,7 +274,8 @@ def test_relative_error() -> None:
 def test_every_row_has_a_name_of_its_own() -> None:
     def all_rows() -> Iterator[Row]:
         yield from rows.single_rows((1, 2, 4, 8, 16))
-        yield from rows.combined_rows((1, 2, 4, 8, 16), Results({}))
+        for more in (rows.batched_rows, rows.regional_rows, rows.lossy_rows, rows.slow_rows):
+            yield from more((1, 2, 4, 8, 16), Results({}))
 
     names = [row.id for row in all_rows()]
     assert len(set(names)) == len(names)

@@ -46,6 +46,7 @@ def test_a_whole_run_is_measured_step_by_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_of_a_million_entries_needs_little_memory(tmp_path: Path) -> None:
     """Reading it into rows and publishing it, by the code of the jobs."""
     write_feed(tmp_path / "feed.xml", 1_000_000, "mixed")

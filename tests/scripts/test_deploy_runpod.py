@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from scripts.deploy_runpod import app
+from scripts.deploying.config import IMAGE_CUDA
 from tests.support.runpod_api import COMMIT, KEY, RunpodAccount, running_account
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ async def test_an_empty_account_gets_template_endpoint_and_cached_model(account:
     account.volumes.append({"id": "vol1", "name": "loras", "size": 20, "dataCenter": "EU-RO-1", "type": "STANDARD"})
     ended = await deploy(
         account,
-        *("--image", IMAGE, "--volume", "loras", "--data-center", "EU-RO-1", "--min-cuda", "12.8"),
+        *("--image", IMAGE, "--volume", "loras", "--data-center", "EU-RO-1", "--min-cuda", "12.9"),
         *("--execution-timeout", "300", "--idle-timeout", "20", "--workers-max", "4", "--queue-delay", "2"),
         *("--env", "IGEN_MAX_BATCH=4", "--env-from", "BUCKET_SECRET_ACCESS_KEY"),
         BUCKET_SECRET_ACCESS_KEY="s3-secret",
@@ -72,7 +73,7 @@ async def test_an_empty_account_gets_template_endpoint_and_cached_model(account:
     assert endpoint["args"] == "worker"
     assert endpoint["gpu"]["pools"] == ["ADA_24", "ADA_48_PRO", "ADA_80_PRO"]
     assert endpoint["gpu"]["excludedTypes"] == ["NVIDIA L40", "NVIDIA RTX 6000 Ada Generation"]
-    assert endpoint["gpu"]["minCudaVersion"] == "12.8"
+    assert endpoint["gpu"]["minCudaVersion"] == "12.9"
     assert endpoint["workers"] == {"min": 0, "max": 4, "idleTimeout": 20}
     assert endpoint["scaling"] == {"type": "QUEUE_DELAY", "queueDelay": 2}
     assert (endpoint["timeout"], endpoint["flashboot"]) == (300_000, "FLASHBOOT")
@@ -105,16 +106,25 @@ async def test_a_second_run_writes_nothing_and_a_third_writes_the_difference(acc
 
 
 async def test_what_was_set_once_can_be_taken_away(account: RunpodAccount) -> None:
-    await deploy(account, "--image", IMAGE, "--min-cuda", "12.8", "--env", "IGEN_MAX_BATCH=4", "--no-flashboot")
+    await deploy(account, "--image", IMAGE, "--env", "IGEN_MAX_BATCH=4", "--no-flashboot")
     assert the_one(account.endpoints)["flashboot"] == "OFF"
-    assert (await deploy(account, "--image", IMAGE)).code == 0
+    assert the_one(account.endpoints)["gpu"]["minCudaVersion"] == "12.8", "the image's own, without the option"
+    assert (await deploy(account, "--image", IMAGE, "--min-cuda", "")).code == 0
     endpoint = the_one(account.endpoints)
     assert endpoint["gpu"]["minCudaVersion"] is None
     assert "IGEN_MAX_BATCH" not in endpoint["env"]
     assert endpoint["flashboot"] == "FLASHBOOT"
     account.calls.clear()
-    await deploy(account, "--image", IMAGE)
+    await deploy(account, "--image", IMAGE, "--min-cuda", "")
     assert account.writes == []
+
+
+async def test_the_oldest_driver_is_the_one_that_the_image_needs(account: RunpodAccount) -> None:
+    dockerfile = (Path(__file__).resolve().parents[2] / "Dockerfile.gpu").read_text(encoding="utf-8")
+    assert f"nvidia/cuda:{IMAGE_CUDA}." in dockerfile
+    ended = await deploy(account, "--image", IMAGE, "--min-cuda", "newest")
+    assert (ended.code, account.calls) == (2, [])
+    assert "'newest' is no CUDA version: give one as 12.8" in ended.err
 
 
 async def test_another_model_replaces_the_cached_one_and_nothing_else(account: RunpodAccount) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -78,8 +80,10 @@ def test_a_running_gateway_without_redis(tmp_path: Path) -> None:
     assert set(faults) == {"redis", "reconciler"}  # it runs without either
     assert "IGEN_REDIS_URL" in faults["redis"]["mend"]
     assert {finding["part"] for finding in told["findings"] if finding["state"] == "ok"} >= {
-        *("settings", "home", "first key", "database", "store", "backend", "fonts", "ports", "public address"),
+        *("settings", "home", "first key", "database", "backend", "fonts", "ports", "public address"),
     }
+    (store,) = [finding for finding in told["findings"] if finding["part"] == "store"]
+    assert store["state"] == "skipped"  # nothing was drawn yet
 
 
 def test_wrong_variables_are_named_and_secrets_are_not_shown(tmp_path: Path) -> None:
@@ -94,6 +98,25 @@ def test_wrong_variables_are_named_and_secrets_are_not_shown(tmp_path: Path) -> 
 class TestMachine:
     def test_no_home(self, tmp_path: Path) -> None:
         the_fault(machine.check_home(tmp_path / "none"), "there is no folder")
+
+    def test_root_in_another_users_home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Other(NamedTuple):
+            st_uid: int
+            st_mode: int = stat.S_IFDIR
+
+        assert not list(machine.check_owner(tmp_path, os.geteuid()))
+        assert not list(machine.check_owner(tmp_path / "none", 0))
+        monkeypatch.setattr(Path, "stat", lambda _, **__: Other(10001))
+        the_fault(machine.check_owner(tmp_path, 0), "as 10001")
+        assert not list(machine.check_owner(tmp_path, 10002))  # `home` says whether it can be written
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+    def test_root_leaves_another_users_home_alone(self, tmp_path: Path) -> None:
+        os.chown(tmp_path, 10001, 10001)
+        code, told = doctor(IGEN_HOME=str(tmp_path))
+        assert code == 1
+        assert [finding["part"] for finding in told["findings"]] == ["settings", "home"]
+        assert not list(tmp_path.iterdir())
 
     def test_open_home(self, tmp_path: Path) -> None:
         tmp_path.chmod(0o755)
@@ -229,7 +252,15 @@ class TestQueues:
 
 class TestStore:
     async def test_good(self, tmp_path: Path) -> None:
+        (tmp_path / "store").mkdir()
         assert not wrong(await all_of(objects.check_store(f"file://{tmp_path}/store")))
+
+    async def test_not_made_yet(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (finding,) = await all_of(objects.check_store(f"file://{tmp_path}/home/store"))
+        assert finding.state is State.SKIPPED
+        assert not list(tmp_path.iterdir()), "what root makes here, IGen's own user could not write"
+        monkeypatch.setattr("scripts.diagnosing.objects.os.access", lambda *_: False)
+        the_fault(await all_of(objects.check_store(f"file://{tmp_path}/home/store")), str(tmp_path))
 
     async def test_a_file_in_its_place(self, tmp_path: Path) -> None:
         (tmp_path / "store").write_text("")

@@ -8,6 +8,7 @@ import fcntl
 import gzip
 import json
 import os
+import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,9 @@ async def test_a_feed_with_broken_products_then_again_then_with_changes(bench: B
     first = await bench.run()
     assert (first.code, first.errors) == (1, "")
     assert numbers(first) == [8, 0, 12, 1, 21]
+    assert re.search(r"^\d+ failed: .+ \(\w+\)$", first.out, re.MULTILINE), "reasons stand in the terminal too"
+    assert "other reasons, see failures.csv" in first.out
+    assert "--allow-host HOST:PORT" in first.out
     failures = bench.table("failures.csv")
     codes["'=cmd()"] = "source_blocked"
     assert {row["id"]: row["code"] for row in failures} == codes

@@ -45,13 +45,14 @@ class Operator:
         self.folder = folder
         self.gateway = gateway
         self.out = folder / "out"
+        self.started: list[subprocess.Popen[str]] = []
 
     def write(self, count: int, **fields: Any) -> None:
         rows = [{"prompt": f"picture no. {n}", "seed": n, "width": 64, "height": 64, **fields} for n in range(count)]
         (self.folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def start(self, *options: str, key: str = "", **how: Any) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [COMMAND, *options, "--url", self.gateway.url, "--out", "out"],
             cwd=self.folder,
             env=plain_environment(IGEN_API_KEY=key or self.gateway.key, IGEN_HOME=str(self.folder / "nowhere")),
@@ -60,10 +61,12 @@ class Operator:
             text=True,
             **how,
         )
+        self.started.append(process)
+        return process
 
     def run(self, *options: str, key: str = "", **how: Any) -> tuple[int, str]:
         process = self.start(*(options or ("--file", "prompts.jsonl")), key=key, **how)
-        out, errors = process.communicate(timeout=120)
+        out, errors = process.communicate(timeout=250)
         return process.returncode, out + errors
 
     def table(self, name: str) -> list[dict[str, str]]:
@@ -76,10 +79,17 @@ class Operator:
 
 
 @pytest.fixture
-def operator(tmp_path: Path, gateway: GatewayProcess) -> Operator:
-    return Operator(tmp_path, gateway)
+def operator(tmp_path: Path, gateway: GatewayProcess) -> Iterator[Operator]:
+    """What a test that fails leaves running would go on asking the gateway, which other tests use too."""
+    made = Operator(tmp_path, gateway)
+    yield made
+    for process in made.started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
+@pytest.mark.timeout(900)
 def test_killed_three_times_every_prompt_has_one_picture_paid_for_once(operator: Operator) -> None:
     gateway, count = operator.gateway, 300
     operator.write(count)
@@ -87,7 +97,7 @@ def test_killed_three_times_every_prompt_has_one_picture_paid_for_once(operator:
     gateway.backend.seconds = 0.05
     for reached in (40, 120, 210):
         process = operator.start("--file", "prompts.jsonl")
-        wait_until(lambda reached=reached: len(gateway.backend.drawn) >= reached, 120, f"{reached} drawn")
+        wait_until(lambda reached=reached: len(gateway.backend.drawn) >= reached, 250, f"{reached} drawn")
         assert process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -188,6 +198,8 @@ def test_full_and_broken_backends_are_waited_for(operator: Operator) -> None:
     assert code == 0, told
     assert sum(operator.gateway.backend.drawn.values()) == 4
     assert len(operator.pictures) == 4
+    assert "Waiting: " in told, "whoever looks at a bar that stands still wants to know why"
+    assert "backend_full" in told
 
 
 def test_failures_are_reported_and_tried_again_only_when_asked(operator: Operator) -> None:
@@ -272,7 +284,7 @@ def test_a_gateway_that_is_killed_is_waited_for(operator: Operator) -> None:
     wait_until(lambda: len(operator.pictures) >= 3, 60, "three pictures")
     operator.gateway.kill()
     operator.gateway.start()
-    out, errors = process.communicate(timeout=120)
+    out, errors = process.communicate(timeout=250)
     assert process.returncode == 0, out + errors
     assert set(operator.gateway.backend.drawn.values()) == {1}
     assert len(operator.gateway.backend.drawn) == 30

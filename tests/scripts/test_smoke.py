@@ -48,7 +48,9 @@ def test_drawing_passes_and_a_run_without_a_queue_fails_and_is_cleaned_up(gatewa
     assert [name for name, step in steps.items() if step["state"] == "failed"] == ["run"]
     assert "IGEN_REDIS_URL" in steps["run"]["told"]
     assert steps["outputs"]["state"] == "skipped"
+    assert steps["delete"]["state"] == "ok"
     assert gateway.rows("SELECT COUNT(*) FROM frames WHERE deleted_at IS NULL") == [(0,)]
+    assert gateway.rows("SELECT COUNT(*) FROM generations WHERE deleted_at IS NULL") == [(0,)]
     assert set(gateway.backend.drawn.values()) == {1}
 
 
@@ -68,6 +70,7 @@ def test_a_backend_that_fails_is_told_with_its_code(gateway: GatewayProcess) -> 
     assert code == 1
     assert "invalid_input" in steps["generate"]["told"]
     assert steps["replay"]["state"] == "skipped"
+    assert "delete" not in steps
 
 
 def test_nothing_there() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.supervise import install, prerequisites
+from scripts.supervise import install, pins, prerequisites
 
 ROOT = Path(__file__).resolve().parents[2]
 OTHER_PYTHON = Path(__file__).with_name("other_python.py")
@@ -250,6 +250,47 @@ def test_torch_comes_from_the_named_index_and_changes_with_it(small: Machine, tm
     # once chosen, the build stays without the variable
     del small.environment["IGEN_TORCH_INDEX"]
     assert small.up("--install-only").stdout == ""
+
+
+@pytest.mark.slow
+def test_an_extra_that_names_a_version_wins_over_the_pins_and_stays(small: Machine, tmp_path: Path) -> None:
+    packages = tmp_path / "packages"
+    wheel(packages, "torch", "2.10.0")
+    wheel(packages, "lens", "0.1")
+    project = small.checkout / "pyproject.toml"
+    project.write_text(project.read_text().replace("= {dev", '= {cuda = ["torch==2.10.0", "lens==0.1"], dev'))
+    pinned = small.checkout / "constraints.txt"
+    pinned.write_text(pinned.read_text() + "lens==0.1\n")
+
+    plain = small.up()
+    assert "[2/3] torch==2.13.0 from the default package index" in plain.stdout
+    assert plain.stdout.splitlines()[-1].startswith("RUNS 1.0 2.13.0")
+    assert not (small.checkout / ".venv" / "igen-constraints.txt").exists()
+
+    with_extra = small.up("--extra", "cuda")
+    assert with_extra.returncode == 0, with_extra.stderr
+    assert "[2/3] torch==2.10.0 from the default package index" in with_extra.stdout
+    assert with_extra.stdout.splitlines()[-1].startswith("RUNS 1.0 2.10.0")
+    # the choice is remembered, also when another extra joins
+    assert small.up().stdout.splitlines()[-1].startswith("RUNS 1.0 2.10.0")
+    assert small.up("--install-only", "--extra", "dev").returncode == 0
+    assert small.up().stdout.splitlines()[-1].startswith("RUNS 1.0 2.10.0")
+
+
+def test_an_unknown_extra_is_told_before_anything_is_installed(small: Machine) -> None:
+    answer = small.up("--extra", "cudda")
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert answer.stderr == "scripts/up: no such extra: cudda (there are dev)\n"
+    assert not (small.checkout / ".venv").exists()
+
+
+def test_the_extra_and_the_image_have_the_same_torch_and_xformers() -> None:
+    dockerfile = (ROOT / "Dockerfile.gpu").read_text(encoding="utf-8")
+    own = pins.own_versions(["cuda"])
+    assert set(own) == {"torch", "xformers"}
+    for name, version in own.items():
+        assert f"ARG {name.upper()}={version}\n" in dockerfile
+    assert pins.pinned("torch") != own["torch"], "with equal versions the extra needs none of its own"
 
 
 @pytest.mark.slow

@@ -56,6 +56,8 @@ class Shop:
     pictures: dict[str, bytes] = field(default_factory=dict)
     feed: bytes = b""
     delay_s: float = 0
+    feed_faults: list[int] = field(default_factory=list)
+    """Statuses of the feed's next answers."""
     asked: list[str] = field(default_factory=list)
     sent: list[str] = field(default_factory=list)
     hooks: list[dict[str, Any]] = field(default_factory=list)
@@ -118,6 +120,8 @@ class Shop:
         return f"<entry>{''.join(parts)}</entry>"
 
     async def _feed(self, request: web.Request) -> web.Response:
+        if self.feed_faults:
+            return web.Response(status=self.feed_faults.pop(0))
         return web.Response(body=self.feed, content_type="application/xml")
 
     async def _picture(self, request: web.Request) -> web.Response:

@@ -1,4 +1,7 @@
-"""Fixtures of everything that works on rows: quick logs, and a fresh migrated SQLite database for each test."""
+"""Fixtures of everything that works on rows: quick logs, and a fresh migrated database for each test.
+
+Databases are migrated once for all tests of a process and copied: a migration takes longer than most tests.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ import structlog
 
 from models.db import Database
 from models.migrations import upgrade
+from tests.support.postgres import cluster, skip_if_unwanted
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -29,21 +34,44 @@ def plain_logs() -> None:
     )
 
 
-@pytest.fixture(scope="session")
-def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "igen.db"
-
+def _migrate(url: str) -> None:
     async def make() -> None:
-        db = Database(f"sqlite:///{path}")
+        db = Database(url)
         await upgrade(db)
         await db.close()
 
     asyncio.run(make())
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "igen.db"
+    _migrate(f"sqlite:///{path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def migrated_postgresql() -> str:
+    skip_if_unwanted()
+    url = cluster().create_database()
+    _migrate(url)
+    return url
 
 
 @pytest.fixture
 def database(tmp_path: Path, migrated_sqlite: Path) -> str:
-    """A fresh database. Modules that must hold on both kinds override this with `database_url`."""
+    """A fresh database. Modules that must hold on both kinds override this with `either_database`."""
     shutil.copy(migrated_sqlite, tmp_path / "igen.db")
     return f"sqlite:///{tmp_path}/igen.db"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def either_database(request: pytest.FixtureRequest, tmp_path: Path, migrated_sqlite: Path) -> Iterator[str]:
+    """A fresh database on SQLite, then on PostgreSQL."""
+    if request.param == "sqlite":
+        shutil.copy(migrated_sqlite, tmp_path / "test.db")
+        yield f"sqlite:///{tmp_path}/test.db"
+        return
+    url = cluster().create_database(like=request.getfixturevalue("migrated_postgresql"))
+    yield url
+    cluster().drop_database(url)

@@ -63,6 +63,22 @@ def health_command(check: Instruction) -> list[str]:
     return command
 
 
+def container_of(path: Path) -> tuple[list[str], dict[str, str]]:
+    """What a container of a file's last stage starts with: its command, and the variables that the stage sets."""
+    last = parse(path)[-1]
+    arguments: dict[str, str] = {}
+    environment: dict[str, str] = {}
+    for step in last.instructions:
+        if step.word == "ARG":
+            name, _, default = step.text.partition("=")
+            arguments[name] = default.strip('"')
+        elif step.word == "ENV":
+            pairs = [word.partition("=") for word in step.words]
+            environment |= {name: expand(value, {**arguments, **environment}) for name, _, value in pairs}
+    command = [word for kind in ("ENTRYPOINT", "CMD") if (found := last.last(kind)) for word in found.words]
+    return command, environment
+
+
 def _instructions(text: str) -> list[Instruction]:
     found: list[Instruction] = []
     pending = ""

@@ -128,6 +128,8 @@ class FakeBackend:
             return web.Response(text="<html>" if fault is Fault.GARBAGE else '{"hello": [1]}')
         status = {Fault.ERROR_500: 500, Fault.FULL_429: 429, Fault.LOADING_503: 503}[fault]
         headers = {} if self.retry_after is None or status == 500 else {"Retry-After": self.retry_after}
+        if fault is Fault.LOADING_503:
+            return web.json_response({"error": {"code": "loading"}}, status=status, headers=headers)
         return web.Response(status=status, headers=headers, text="Traceback (most recent call last): secret")
 
     async def _take(self, request: web.Request) -> Job:

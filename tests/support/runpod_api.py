@@ -150,6 +150,10 @@ class RunpodAccount:
         self.pods[pod["id"]] = pod
         return 201, pod
 
+    async def delete_pod(self, request: web.Request, _: Any) -> Any:
+        del self.pods[self._own(self.pods, request)["id"]]
+        return 204, None
+
     async def list_gpus(self, _: web.Request, __: Any) -> Any:
         return {
             "gpus": [{"id": gpu, "name": gpu.removeprefix("NVIDIA "), "pool": pool} for gpu, pool in GPUS.items()]
@@ -282,6 +286,7 @@ class RunpodAccount:
         app.router.add_patch("/v2/serverless/{id}", self.route(self.update_endpoint))
         app.router.add_delete("/v2/serverless/{id}", self.route(self.delete_endpoint))
         app.router.add_post("/v2/pods", self.route(self.create_pod))
+        app.router.add_delete("/v2/pods/{id}", self.route(self.delete_pod))
         app.router.add_get("/v2/catalog/gpus", self.route(self.list_gpus))
         app.router.add_get("/v2/network-volumes", self.route(self.list_volumes))
         app.router.add_post("/graphql", self.route(self.graphql))

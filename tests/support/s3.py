@@ -85,6 +85,7 @@ class S3Server:
             *("server", "-filer", "-s3", f"-dir={data}", f"-s3.config={config}"),
             *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.port.iceberg=0", "-s3.port.lance=0"),
             *("-volume.max=20", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"),
+            "-master.electionTimeout=1s",  # started again, the one master waits that long for others; 10 s by default
             *(f"{flag}={port}" for flag, port in zip(PORT_FLAGS, self._ports, strict=True)),
         ]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select, update
 
+from compositor.names import output_key
 from models.tables import Frame, Output, Run, RunChunk, RunItem
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ async def seed_run(  # noqa: PLR0917 - the parts of a run
 async def _output(store: ObjectStore, run: Run, position: int, size: str) -> Output:
     data = JPEG + f"{run.frame_id} {position} {size}".encode()
     name = hashlib.sha256(data).hexdigest()
-    key = f"outputs/{name[:2]}/{name[2:4]}/{name}.jpg"
+    key = output_key(name, "jpg")
     await store.put(key, data, media_type="image/jpeg")
     return Output(
         run_id=run.id,

@@ -214,7 +214,8 @@ class Topology:
             "IGEN_BACKEND_KEY": KEY,
             "IGEN_INFERENCE_KEY": KEY,
             "IGEN_INFERENCE_PORT": str(ports[3]),
-            "IGEN_FETCH_ALLOW_HOSTS": shop_host,
+            # products' pictures come from the shop, and for scripts/smoke from the gateways' own public address
+            "IGEN_FETCH_ALLOW_HOSTS": f"{shop_host},127.0.0.1:{ports[0]}",
             "IGEN_CHUNK_SIZE": "10",
             "IGEN_CHUNK_LEASE_SECONDS": "3",
             "IGEN_LEASE_SECONDS": "3",
@@ -248,8 +249,13 @@ class Topology:
         folder.mkdir()
         (folder / "nginx.conf").write_text((NGINX / "nginx.conf").read_text())
         text = (NGINX / "igen.conf").read_text()
-        assert "127.0.0.1:8081" in text
-        (folder / "igen.conf").write_text(text.replace("127.0.0.1:8081", f"127.0.0.1:{health_port}"))
+        for ours, here in (
+            ("127.0.0.1:8081", f"127.0.0.1:{health_port}"),
+            ("/var/log/nginx/access.log", "/dev/stdout"),
+        ):
+            assert ours in text
+            text = text.replace(ours, here)
+        (folder / "igen.conf").write_text(text)
         (folder / "listen.conf").write_text(f"listen 127.0.0.1:{port};\n")
         upstream = (NGINX / "upstream-host.conf").read_text()
         for at, url in zip(("127.0.0.1:8000", "127.0.0.1:8002"), self.gateways, strict=True):
@@ -305,9 +311,12 @@ class Topology:
         self.postgres.stop()
 
     @property
+    def key(self) -> str:
+        return (self.folder / "home-gateway-0" / "first-key").read_text().strip()
+
+    @property
     def headers(self) -> dict[str, str]:
-        key = (self.folder / "home-gateway-0" / "first-key").read_text().strip()
-        return {"Authorization": f"Bearer {key}"}
+        return {"Authorization": f"Bearer {self.key}"}
 
     def restart(self, name: str) -> None:
         """Kill a part and start it again, as its supervisor would."""
@@ -320,6 +329,7 @@ class Topology:
         else:
             program = self.redis.program if name == "redis" else self.programs[name]
             program.kill()
+            (self.folder / f"{name}.ready").unlink(missing_ok=True)  # the killed one's word
             program.start()
             program.wait()
 

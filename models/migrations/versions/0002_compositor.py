@@ -107,6 +107,7 @@ def _frames() -> None:
         sa.ForeignKeyConstraint(["owner_id"], ["users.id"], name=op.f("fk_frames_owner_id_users")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_frames")),
         sa.UniqueConstraint("feed_token", name=op.f("uq_frames_feed_token")),
+        sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_frames_next_refresh_at"), "frames", ["next_refresh_at"])
     op.create_index(op.f("ix_frames_owner_id"), "frames", ["owner_id"])
@@ -142,6 +143,7 @@ def _runs() -> None:
         sa.ForeignKeyConstraint(["frame_id"], ["frames.id"], name=op.f("fk_runs_frame_id_frames")),
         sa.ForeignKeyConstraint(["owner_id"], ["users.id"], name=op.f("fk_runs_owner_id_users")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_runs")),
+        sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_runs_frame_id_id"), "runs", ["frame_id", "id"])
     op.create_index(op.f("ix_runs_owner_id"), "runs", ["owner_id"])

@@ -8,6 +8,7 @@ from PIL import Image
 
 from compositor.compose.client import ComposeClient, ComposePool, ComposeProcess
 from compositor.compose.errors import ComposeError
+from compositor.compose.fonts import BUNDLED
 from compositor.compose.job import ComposeJob, PictureInfo
 from compositor.compose.render import render
 
@@ -33,6 +34,14 @@ async def test_inspect(process: ComposeProcess, frame: Path, tmp_path: Path) -> 
         with pytest.raises(ComposeError) as raised:
             await client.inspect(tmp_path / "none")
         assert raised.value.code == "broken_image"
+
+
+async def test_inspect_a_font(process: ComposeProcess, frame: Path) -> None:
+    async with ComposePool(process.socket_path, 1) as pool:
+        await pool.inspect_font(BUNDLED["bold"])
+        with pytest.raises(ComposeError) as raised:
+            await pool.inspect_font(frame)
+        assert raised.value.code == "bad_font"
 
 
 async def test_errors_come_through_and_the_connection_stays(

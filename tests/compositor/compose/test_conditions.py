@@ -7,7 +7,13 @@ from compositor.compose.fields import Fields
 from compositor.design import Condition
 
 FIELDS = Fields(
-    {"price": "1.299,00 EUR", "g:sale_price": "999.00 EUR", "availability": "in_stock", "title": "Red Shoe"}
+    {
+        "price": "1.299,00 EUR",
+        "g:sale_price": "999.00 EUR",
+        "availability": "in_stock",
+        "title": "Red Shoe",
+        "vat": "7%",
+    }
 )
 
 
@@ -21,6 +27,15 @@ FIELDS = Fields(
         ("price", ">", "1299", False),
         ("price", "=", "EUR 1299", True),
         ("price", "!=", "1300", True),
+        ("price", "=", "1299 USD", False),
+        ("price", "!=", "1299 USD", True),
+        ("price", "<", "2000 USD", False),
+        ("price", ">", "2 USD", False),
+        ("price", ">", "7%", False),
+        ("discount", ">=", "20%", True),
+        ("discount", ">", "9", True),
+        ("discount", "<", "100 %", True),
+        ("vat", ">=", "20%", False),
         ("availability", "=", "In Stock", True),
         ("availability", "!=", "in stock", False),
         ("title", "contains", "red", True),

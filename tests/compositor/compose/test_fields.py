@@ -1,37 +1,8 @@
 from __future__ import annotations
 
-from decimal import Decimal
-
 import pytest
 
-from compositor.compose.fields import Fields, one_line, price
-
-
-@pytest.mark.parametrize(
-    ("text", "amount"),
-    [
-        ("12.50 USD", "12.50"),
-        ("USD 12.50", "12.50"),
-        ("$1,299.00", "1299.00"),
-        ("1.299,00 €", "1299.00"),
-        ("1 299,50 kr", "1299.50"),
-        ("1\u00a0299 zł", "1299"),
-        ("12,5", "12.5"),
-        ("1,299", "1299"),
-        ("1.500 KWD", "1.500"),
-        ("1.500 EUR", "1500"),
-        ("1,299,000 JPY", "1299000"),
-        ("-3", "-3"),
-        ("0", "0"),
-    ],
-)
-def test_prices_as_feeds_write_them(text: str, amount: str) -> None:
-    assert price(text) == Decimal(amount)
-
-
-@pytest.mark.parametrize("text", ["", "in stock", "Size 12", "12 pieces", "AB1234", "9" * 50, "2024-01-01T00:00"])
-def test_what_is_no_price(text: str) -> None:
-    assert price(text) is None
+from compositor.compose.fields import Fields, one_line
 
 
 def test_names_go_by_their_plain_form() -> None:
@@ -57,6 +28,27 @@ def test_the_discount_is_worked_out() -> None:
     assert Fields({"price": "20", "sale_price": "15", "discount": "a lot"}).get("discount") == "a lot"
     assert Fields({"price": "20", "sale_price": "20"}).get("discount") == ""
     assert Fields({"price": "20"}).fill("-{discount}") is None
+
+
+@pytest.mark.parametrize(
+    ("price", "sale_price", "discount"),
+    [
+        ("1.299,00 EUR", "999,00 €", "23%"),
+        ("$20", "15 USD", "25%"),
+        ("49,-", "39,-", "20%"),
+        ("100 EUR", "75 USD", ""),
+        ("€100", "75 PLN", ""),
+        ("10 EUR", "12 EUR", ""),
+        ("100 USD", "99.50 USD", ""),
+    ],
+)
+def test_a_discount_is_of_one_currency(price: str, sale_price: str, discount: str) -> None:
+    assert Fields({"price": price, "sale_price": sale_price}).get("discount") == discount
+
+
+def test_line_breaks_of_a_template_stay_and_those_of_a_field_do_not() -> None:
+    assert Fields({"title": "a\nb"}).fill("Now\r\n\n {title}\x01 \n") == "Now\n\na b"
+    assert Fields({}).fill("\n \x01") is None
 
 
 def test_control_characters_are_spaces() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+import struct
 import unicodedata
 from pathlib import Path
 
@@ -7,7 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from compositor.compose.fonts import BUNDLED, FALLBACK, FontChain, fallbacks, has, load_font
+from compositor.compose.errors import ComposeError
+from compositor.compose.fonts import (
+    BUNDLED,
+    FALLBACK,
+    FontChain,
+    drawable,
+    fallbacks,
+    has,
+    load_font,
+    try_font,
+)
 
 REGULAR = BUNDLED["regular"]
 SAMPLES = {
@@ -99,6 +111,35 @@ def test_metrics_hold_every_letter() -> None:
 def test_a_letter_that_nobody_has_is_drawn_by_the_first_font() -> None:
     ((font, run),) = FontChain(REGULAR, 30).runs("\U000f0000")
     assert (font.path, run) == (str(REGULAR), "\U000f0000")
+
+
+def test_letters_that_nobody_has_are_left_out() -> None:
+    assert drawable(REGULAR, "Shirt \U0001f44d\ufe0f ♥ \U000f0000!") == "Shirt  ♥ !"
+    assert drawable(REGULAR, "\U0001f469\u200d\U0001f52c \U0001f44d\ufe0f").strip() == ""
+    persian = "\u0645\u06cc\u200c\u062e"
+    assert drawable(REGULAR, persian) == persian
+
+
+def test_a_font_is_tried_letter_by_letter(tmp_path: Path) -> None:
+    try_font(REGULAR)
+    for path in fallbacks():
+        try_font(path)
+    broken = tmp_path / "broken.ttf"
+    broken.write_bytes(with_random_glyphs(REGULAR.read_bytes()))
+    with pytest.raises(ComposeError) as raised:
+        try_font(broken)
+    assert raised.value.code == "bad_font"
+
+
+def with_random_glyphs(font: bytes) -> bytes:
+    """Sound tables but for the outlines, in which nothing makes sense."""
+    data = bytearray(font)
+    (count,) = struct.unpack_from(">H", data, 4)
+    for place in range(count):
+        tag, _, offset, length = struct.unpack_from(">4sIII", data, 12 + 16 * place)
+        if tag == b"glyf":
+            data[offset : offset + length] = random.Random(1).randbytes(length)
+    return bytes(data)
 
 
 def test_what_is_no_font_is_taken_to_have_all(tmp_path: Path) -> None:

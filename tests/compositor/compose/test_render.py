@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,13 @@ def test_without_a_box_three_fifths_are_taken(make_job: Callable[..., ComposeJob
 def test_a_box_outside_is_brought_inside(make_job: Callable[..., ComposeJob]) -> None:
     image = pixels(make_job(placement={"box": {**BOX, "x": 5000, "y": -5000}, "fit": "stretch"}))
     assert (at(image, 101, 1), at(image, 198, 98), at(image, 98, 50)) == (RED, BLUE, GREY)
+
+
+def test_a_box_outside_is_brought_inside_under_a_frame_too(make_job: Callable[..., ComposeJob], hole: Path) -> None:
+    box = {"x": -100, "y": 0, "width": 200, "height": 200}
+    outside = make_job(frame_path=hole, placement={"box": box, "fit": "stretch"})
+    inside = make_job(frame_path=hole, placement={"box": {**box, "x": 0}, "fit": "stretch"})
+    assert render(outside) == render(inside)
 
 
 def test_padding_and_background(make_job: Callable[..., ComposeJob]) -> None:
@@ -220,6 +228,14 @@ def test_text_is_hidden_when_its_field_is_empty(make_job: Callable[..., ComposeJ
     shown = ComposeJob(job.source, job.frame, False, job.design, job.size, {"g:sale_price": "5 EUR"})
     assert at(pixels(shown), 2, 152) == (255, 0, 255)
     assert at(pixels(job), 2, 152) == GREY
+
+
+def test_text_that_no_font_can_draw_is_hidden_with_its_box(make_job: Callable[..., ComposeJob]) -> None:
+    box = {"x": 0, "y": 150, "width": 200, "height": 50}
+    job = make_job(texts=[{"text": "{title}", "box": box, "background": "#ff0000"}])
+    shown = render(dataclasses.replace(job, fields={"title": "\U000f0000"}))
+    assert shown == render(dataclasses.replace(job, fields={}))
+    assert shown != render(dataclasses.replace(job, fields={"title": "\U000f0000!"}))
 
 
 def test_a_replaced_frame_is_seen(make_job: Callable[..., ComposeJob], frame: Path) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from compositor.compose.errors import ComposeError
 from compositor.compose.fonts import BUNDLED, load_font
@@ -101,6 +101,23 @@ def test_outline_and_box_are_drawn() -> None:
     assert tile.getpixel((0, 0))[3] < 40, "the corner is round"  # type: ignore[index]
 
 
+@pytest.mark.parametrize("width", [12, 24, 40])  # thicker than the counters are wide
+@pytest.mark.parametrize("text", ["o", "8e", "Out"])
+def test_a_thick_outline_has_no_holes(text: str, width: int) -> None:
+    tile = text_tile(layer(outline={"colour": "#0000ff", "width": width}), text, REGULAR, VIEW).image
+    opaque = tile.getchannel("A").point(lambda value: 255 if value else 0)
+    around = Image.new("L", (tile.width + 2, tile.height + 2), 0)
+    around.paste(opaque, (1, 1))
+    ImageDraw.floodfill(around, (0, 0), 128)
+    assert around.getextrema()[0] == 128, "nothing is clear but what is outside"
+
+
+def test_an_outline_of_half_transparent_colour_is_even() -> None:
+    tile = text_tile(layer(outline={"colour": "#0000ff80", "width": 20}), "oo", REGULAR, VIEW).image
+    blues = {pixel[3] for pixel in tile.get_flattened_data() if pixel[:3] == (0, 0, 255)}  # type: ignore[index]
+    assert max(blues) == 128
+
+
 def test_no_letter_is_cut_off() -> None:
     big = layer(size=60, box={"x": 20, "y": 200, "width": 360, "height": 120}, align="left", vertical_align="top")
     left, top, right, bottom = ink(text_tile(big, "ÄgÅj", REGULAR, VIEW).image)
@@ -116,6 +133,13 @@ def test_text_scales_with_the_output() -> None:
     assert (tile.x, tile.y, tile.image.size) == (40, 600, (720, 160))
     wide = [box[2] - box[0] for box in (ink(tile.image), ink(text_tile(layer(), "Hello", REGULAR, VIEW).image))]
     assert wide[0] == pytest.approx(2 * wide[1], abs=4)
+
+
+def test_line_breaks_of_the_text_stay() -> None:
+    assert setter("Now\nonly").fitted().lines == ("Now", "only")
+    assert setter("a\n\nb", size=20).fitted().lines == ("a", "", "b")
+    tile = text_tile(layer(), "one\n\ntwo", REGULAR, VIEW)
+    assert ink(tile.image)
 
 
 def test_a_file_that_is_no_font(tmp_path: Path) -> None:

@@ -15,6 +15,12 @@ def test_words_fill_lines() -> None:
     assert wrap.wrap("the quick brown fox", 9, letters) == ["the quick", "brown fox"]
 
 
+def test_line_breaks_stay() -> None:
+    assert wrap.wrap("Now\nonly 5 EUR", 6, letters) == ["Now", "only 5", "EUR"]
+    assert wrap.wrap("\n a\r\n\n b\n", 6, letters) == ["a", "", "b"]
+    assert wrap.wrap(" \n ", 6, letters) == []
+
+
 def test_a_long_word_is_broken() -> None:
     assert wrap.wrap("ab incomprehensible", 6, letters) == ["ab", "incomp", "rehens", "ible"]
 
@@ -40,7 +46,7 @@ def test_an_ellipsis_takes_its_place() -> None:
     assert wrap.shortened("abc", 0, letters) == "…"
 
 
-@given(st.text(alphabet="ab c-é保温ש", max_size=60), st.integers(1, 12))
+@given(st.text(alphabet="ab c-é保温ש\n", max_size=60), st.integers(1, 12))
 def test_nothing_is_lost_and_no_line_is_too_long(text: str, width: int) -> None:
     lines = wrap.wrap(text, width, letters)
     assert "".join(lines).replace(" ", "") == "".join(text.split())

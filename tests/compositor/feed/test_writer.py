@@ -216,6 +216,22 @@ def test_a_table_as_rss(feed_file: Writer) -> None:
     assert entries[1].fields["additional_image_link"] == "https://i.test/c"
 
 
+def test_a_table_as_rss_keeps_columns_of_any_name(feed_file: Writer) -> None:
+    table = "id,image_link,Größe (EU),2nd price,\u00aa,,Farbe\n1,https://x.test/1,44,5,d,e,rot\n"
+    text = rewritten(feed_file(table))
+    assert "<g:größe__eu_>44</g:größe__eu_>" in text
+    assert "<g:_2nd_price>5</g:_2nd_price>" in text
+    assert next(iter(open_feed(feed_file(text)))).fields["farbe"] == "rot"
+    assert text.count("</g:") == 6, "only the column without a name is not there"
+
+
+def test_a_table_as_rss_has_our_pictures_before_the_others(feed_file: Writer) -> None:
+    """Whoever takes only the first ten takes ours."""
+    table = "id,image_link,additional_image_link,title\n1,https://x.test/1,https://x.test/2,A\n"
+    text = rewritten(feed_file(table), "additional", n0=["https://i.test/c"])
+    assert text.index("https://x.test/1") < text.index("https://i.test/c") < text.index("https://x.test/2")
+
+
 @pytest.mark.parametrize(
     ("cell", "safe"),
     [

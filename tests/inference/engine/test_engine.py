@@ -311,6 +311,21 @@ def test_out_of_memory_halves_the_batch_and_goes_on(make_driver: Any, make_spec:
     assert seen[-1] <= 4
 
 
+def test_pictures_without_guidance_go_one_by_one_where_two_do_not_fit(
+    make_driver: Any, make_spec: Any, checkpoint: Checkpoint
+) -> None:
+    def before(rows: int) -> None:
+        if rows > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for buckets in ((), (1, 2, 4)):
+        tight = make_driver(EngineLimits(buckets=buckets), using=with_unet(checkpoint, before))
+        outcome = tight.draw(*(make_spec(seed=i, steps=2, guidance_scale=1.0) for i in range(2)))
+        assert isinstance(outcome.last, Completed)
+        refused = tight.draw(make_spec(steps=2)).last
+        assert isinstance(refused, Failed), "a guided one cannot be smaller than two rows"
+
+
 def test_out_of_memory_alone_fails_with_its_name(make_driver: Any, make_spec: Any, checkpoint: Checkpoint) -> None:
     def before(_rows: int) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -319,6 +334,38 @@ def test_out_of_memory_alone_fails_with_its_name(make_driver: Any, make_spec: An
     last = tight.draw(make_spec()).last
     assert isinstance(last, Failed)
     assert isinstance(last.error, OutOfMemoryError)
+
+
+@pytest.mark.parametrize(("refusals", "end"), [(1, Completed), (2, Failed)])
+def test_a_finished_picture_without_memory_for_its_pixels_is_tried_once_more(
+    refusals: int, end: type, make_driver: Any, make_spec: Any, checkpoint: Checkpoint
+) -> None:
+    """Its steps are made, and what graphs and caches held is free by then."""
+
+    class TightVae:
+        refused = 0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(checkpoint.vae, name)
+
+        def decode(self, *args: Any, **options: Any) -> Any:
+            if self.refused < refusals:
+                self.refused += 1
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return checkpoint.vae.decode(*args, **options)
+
+    class Graphs(WrappedUNet):
+        forgotten = 0
+
+        def forget(self) -> None:
+            self.forgotten += 1
+
+    graphs: Any = Graphs(checkpoint.unet, lambda _rows: None)
+    tight = dataclasses.replace(checkpoint, vae=TightVae(), runner=graphs)
+    last = make_driver(using=tight).draw(make_spec(steps=2)).last
+    assert isinstance(last, end)
+    assert not isinstance(last, Failed) or isinstance(last.error, OutOfMemoryError)
+    assert graphs.forgotten == 1
 
 
 def test_numbers_that_are_not_finite_fail_only_their_own_picture(

@@ -96,6 +96,27 @@ def test_every_bucket_is_compiled_for_the_checkpoints_own_size(checkpoint: Check
     assert runner.rows == ()
 
 
+def test_what_cannot_be_compiled_runs_as_it_is(checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
+    class NoCompiler:
+        def prepare(self, shapes: Iterable[Mapping[str, torch.Tensor]]) -> None:
+            raise RuntimeError("Failed to find C compiler.\nPlease specify")
+
+    runner: Any = NoCompiler()
+    info = dataclasses.replace(checkpoint.info, levers={"compile": "regional", "vae": "fp32"})
+    compiled = dataclasses.replace(checkpoint, runner=runner, levers=Levers(compile="regional"), info=info)
+    left = compile_shapes(compiled, EngineLimits(buckets=(2,)))
+    assert (left.levers, left.runner) == (Levers(), None)
+    assert left.info.levers == {"compile": "off", "vae": "fp32"}, "receipts tell what is so"
+    assert "Failed to find C compiler." in caplog.text
+    kept = compile_shapes(
+        dataclasses.replace(compiled, levers=Levers("sdpa", "regional", cuda_graphs=True)), EngineLimits()
+    )
+    assert kept.runner is not None
+    assert kept.runner.levers == Levers(cuda_graphs=True)
+    with pytest.raises(CheckpointError, match="IGEN_COMPILE asks for what does not work here: Failed to find"):
+        compile_shapes(compiled, EngineLimits(buckets=(2,)), forced=True)
+
+
 def test_lack_of_memory_lets_the_graphs_go(checkpoint: Checkpoint) -> None:
     class FakeRunner:
         forgotten = 0

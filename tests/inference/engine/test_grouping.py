@@ -61,6 +61,13 @@ def test_a_guided_picture_runs_even_where_one_row_is_allowed() -> None:
     assert members([StandIn(1, key(), rows=2)], max_rows=1) == [1]
 
 
+def test_a_bucket_never_holds_more_than_it_is_for() -> None:
+    """Two pictures without guidance, each in a bucket of one row: together they would be drawn in another."""
+    slots = [StandIn(1, key(bucket=1), rows=1), StandIn(2, key(bucket=1), rows=1)]
+    assert members(slots) == [1]
+    assert members([StandIn(1, key(), rows=1), StandIn(2, key(), rows=1)], max_rows=1) == [1]
+
+
 def test_group_size_counts_the_competitors() -> None:
     slots: Any = [StandIn(1, key()), StandIn(2, key(96)), StandIn(3, key(alone=3)), StandIn(4, key(bucket=4))]
     assert group_size(slots, ticket(3.0), 0) == 2

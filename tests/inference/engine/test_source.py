@@ -12,6 +12,8 @@ from tests.support.checkpoints import copy_tiny, edit_json, save_epsilon_copy, s
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from inference.engine.checkpoint import Checkpoint
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -44,6 +46,11 @@ def test_a_description_needs_no_loading(source: CheckpointSource) -> None:
     assert found.bytes > 10_000_000
     assert "lms" in found.info.schedulers
     assert "lms" not in source.describe("tiny").info.schedulers
+
+
+def test_weights_are_counted_as_they_will_be_on_the_device(source: CheckpointSource, checkpoint: Checkpoint) -> None:
+    """The bundled files are in half precision, and on a CPU they become float32."""
+    assert source.describe("tiny").bytes == pytest.approx(checkpoint.weight_bytes, rel=0.001)
 
 
 def test_the_catalogues_entry_fills_in_what_the_files_do_not_say(source: CheckpointSource) -> None:

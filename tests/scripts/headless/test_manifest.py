@@ -104,3 +104,10 @@ def test_many_entries_are_paged_while_they_change(manifest: Manifest) -> None:
         seen.append(item.position)
         manifest.settle(Outcome(item.position, ("x",)))
     assert seen == list(range(1203))
+
+
+def test_reasons_of_failures_are_counted_the_commonest_first(manifest: Manifest) -> None:
+    begin(manifest, "a", "b", "c", None, "a")
+    for position, reason in enumerate(("Gone.", "Too large.", "Gone.")):
+        manifest.settle(Outcome(position, code="source", reason=reason))
+    assert manifest.reasons() == [(2, "source", "Gone."), (1, "missing_id", "No id."), (1, "source", "Too large.")]

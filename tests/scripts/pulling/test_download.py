@@ -12,6 +12,7 @@ import pytest
 from scripts.pulling import download
 from scripts.pulling.download import ATTEMPTS, Downloader, InterruptedPullError, MissingError, PullError, open_session
 from tests.support.flaky_origin import FlakyOrigin
+from tests.support.hub import FakeHub
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -169,6 +170,24 @@ async def test_a_refusal_is_told_at_once(
     with pytest.raises(PullError, match=reason):
         await downloader.fetch(origin.url + PATH, target, unseen)
     assert len(origin.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("org/nothing/resolve/main/model_index.json", "no checkpoint of this name, or it is private"),
+        (f"org/name/resolve/{'b' * 40}/model_index.json", "no such commit"),
+    ],
+)
+async def test_what_the_hub_says_of_a_name_or_a_commit_is_told(
+    tmp_path: Path, downloader: Downloader, target: Path, path: str, reason: str
+) -> None:
+    hub = FakeHub(tmp_path, "org/name", "a" * 40)
+    try:
+        with pytest.raises(PullError, match=reason):
+            await downloader.fetch(f"{hub.url}/{path}", target, unseen)
+    finally:
+        hub.close()
 
 
 async def test_what_is_not_there_and_who_does_not_answer_are_told_apart(
