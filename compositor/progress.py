@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import select
 
 from compositor.chunkrows import RUN_STANDING
-from compositor.runs import read_counts
+from compositor.runs import FINISHED, read_counts
 from models.db import utc_now
 from models.logs import get_logger
 from models.tables import Run, RunState
@@ -157,9 +157,20 @@ async def _followed(db: Database, redis: Redis, frame_id: int) -> AsyncIterator[
             if _epoch(message) != _epoch(current):
                 current = {**await snapshot(db, frame_id, redis), "product_id": message["product_id"]}
                 yield current
-            elif message["seq"][1] > (current["seq"] or [0, 0])[1]:
+            elif message["seq"][1] > (current["seq"] or [0, 0])[1] and not is_stale(message, current):
                 current = message
                 yield current
+
+
+def is_stale(message: dict[str, Any], last: dict[str, Any]) -> bool:
+    """Whether a message's numbers are older than those of one that came before it.
+
+    Two workers may read the rows in one order and get their `seq` in the other. Within a run numbers only grow, but
+    when it has ended and is tried again.
+    """
+    if message.get("run_id") != last.get("run_id") or last.get("state") in FINISHED:
+        return False
+    return bool(message.get("processed", 0) < last.get("processed", 0))
 
 
 def _epoch(message: dict[str, Any]) -> int | None:

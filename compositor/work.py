@@ -2,7 +2,8 @@
 
 Pictures are fetched several at a time while others are composed. A product's `attempts` is committed before it is
 composed, and taken back where that came to nothing without a death: what a waiting product has counts processes that
-died over it. A death of the composing process is that product's fault: it is tried once more, alone, and then failed.
+died over it. A death of the composing process is that product's fault, unless somebody else killed it: it is tried
+again alone, a few times, and then failed.
 """
 
 from __future__ import annotations
@@ -44,8 +45,10 @@ COMPOSE_AT_ONCE = 16
 count as tried when the worker dies meanwhile."""
 SAVE_AT_ONCE = 100
 """Outcomes written together; where nothing is composed that is a chunk: a transaction costs more than a product."""
+LONE_TRIES = 3
+"""After its decoder died among others; each that dies again costs the time of one product and a process's start."""
 MOST_TRIES = 6
-"""A product during whose composing workers died this often is failed; its own decoder dying counts to two."""
+"""A product during whose composing workers died this often is failed; its own decoder dying counts as well."""
 MOST_CHUNK_ATTEMPTS = 8 * FAILED_TAKING
 """Takings of a chunk without any progress, after which its products are given up: eight that failed in workers which
 live, or three times as many that ended with their workers."""
@@ -202,8 +205,16 @@ class _ChunkWork:
             else:
                 self._results.outcomes.append(outcome)
         for product in again:
+            outcome = await self._compose_alone(product)  # which saves, so that `_results` is another afterwards
+            self._results.outcomes.append(outcome)
+
+    async def _compose_alone(self, product: Ready) -> Outcome:
+        for left in reversed(range(LONE_TRIES)):
             await self._try([product])
-            self._results.outcomes.append(await self._compose(product))
+            outcome = await self._compose(product)
+            if outcome.code != ComposeCode.DECODER_DIED or not left:
+                return outcome
+        raise AssertionError("the last try returns")
 
     async def _compose(self, product: Ready) -> Outcome:
         item = product.item

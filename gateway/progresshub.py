@@ -6,7 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from compositor.progress import follow, snapshot
+from compositor.progress import follow, is_stale, snapshot
 from gateway.errors import BusyError
 from models.db import DatabaseError
 from models.logs import get_logger
@@ -148,6 +148,8 @@ class ProgressHub:
 
 def _is_news(message: Message, last: Message) -> bool:
     """Whether a message tells more than the last that was sent: later in its epoch, or other numbers."""
+    if is_stale(message, last):
+        return False
     new, old = message.get("seq"), last.get("seq")
     if new and old and new[0] == old[0] and message.get("run_id") == last.get("run_id"):
         if new[1] < old[1]:

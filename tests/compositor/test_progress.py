@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,30 @@ async def test_a_watcher_gets_a_snapshot_then_changes_and_again_after_redis_forg
     while (message := await next_of(watching))["processed"] != 3:
         pass
     assert message["seq"][0] != epoch
+
+
+async def test_numbers_that_were_overtaken_are_not_told(rig: Rig, client: Redis) -> None:
+    """Two workers read the rows in one order and got their numbers in the other."""
+    frame = await rig.frame()
+    run = await start_run(rig.db, frame)
+    await chunk(rig, run, 2)
+    await Reporter(rig.db, client).report(frame.id, run.id, "id", force=True)
+    watching = follow(rig.db, client, frame.id)
+    seen = await next_of(watching)
+    epoch, first = seen["seq"]
+    for later, processed in enumerate((5, 4, 6), first + 1):
+        message = {**seen, "processed": processed, "seq": [epoch, later]}
+        await client.publish(progress.channel(frame.id), json.dumps(message))
+    told = [(await next_of(watching))["processed"] for _ in range(2)]
+    assert told == [5, 6]
+
+
+def test_fewer_than_before_is_news_only_of_a_run_that_had_ended() -> None:
+    now = {"run_id": 1, "processed": 4, "state": "composing"}
+    assert progress.is_stale(now, {**now, "processed": 5})
+    assert not progress.is_stale(now, {**now, "processed": 5, "state": "completed"})
+    assert not progress.is_stale(now, {**now, "processed": 5, "run_id": 2})
+    assert not progress.is_stale(now, now)
 
 
 class CountingRedis:

@@ -17,7 +17,7 @@ from compositor.jobs import compose_run, ingest_run, open_run, take_chunk
 from compositor.kit import open_kit
 from compositor.runs import counts, start_run
 from compositor.settings import CompositorSettings
-from compositor.work import MOST_CHUNK_ATTEMPTS, MOST_TRIES
+from compositor.work import LONE_TRIES, MOST_CHUNK_ATTEMPTS, MOST_TRIES
 from models.db import utc_now
 from models.store import StoreError
 from models.tables import Frame, Run, RunChunk, RunItem
@@ -127,18 +127,18 @@ async def take_once(kit: Kit, run: Run) -> None:
     await take_chunk(kit, work, lease)
 
 
-async def test_a_picture_that_kills_its_decoder_twice_fails_alone(
+async def test_a_picture_that_kills_its_decoder_again_and_again_fails_alone(
     rig: Rig, kit: Kit, run: Run, composer: ScriptedComposer
 ) -> None:
-    composer.deadly = {"3": 99, "5": 1}
+    composer.deadly = {"3": 99, "5": LONE_TRIES}
     await compose_run(kit, run.id)
     found = await counts(rig.db, run.id)
     assert (found.completed, found.failed, found.waiting) == (9, 1, 0)
     poison, unlucky, calm = await item(rig, run, 3), await item(rig, run, 5), await item(rig, run, 1)
-    assert (poison.state, poison.code, poison.attempts) == ("failed", "decoder_died", 2)
-    assert (unlucky.state, unlucky.attempts) == ("completed", 2)
+    assert (poison.state, poison.code, poison.attempts) == ("failed", "decoder_died", 1 + LONE_TRIES)
+    assert (unlucky.state, unlucky.attempts) == ("completed", 1 + LONE_TRIES)
     assert (calm.state, calm.attempts) == ("completed", 1)
-    assert composer.jobs.count("3") == 2
+    assert composer.jobs.count("3") == 1 + LONE_TRIES
 
 
 async def test_a_product_that_killed_worker_after_worker_is_failed_untried(
