@@ -179,7 +179,7 @@ async def test_a_revoked_key_and_a_deleted_frame_end_a_watch(
 async def test_a_run_that_begins_under_the_number_of_a_deleted_frame_is_not_shown(
     framing: RunningGateway, other_key: str
 ) -> None:
-    """A database from before numbers came once may give one again; whoever watched the deleted frame hears nothing of the other owner's."""
+    """Whoever watched a frame that was deleted hears nothing of another owner's that got its number."""
     stranger = (await framing.frame(key=other_key))["id"]
     frame, run = await seeded(framing)
     async with connect(framing, f"/ws/progress/{frame}/", **bearer(framing)) as socket:
