@@ -4,14 +4,25 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from models.db import Database
+from models.migrations import upgrade
 from models.store import ObjectStore, open_store
 from tests.support.postgres import database_url  # noqa: F401 - a fixture
 from tests.support.s3 import ACCESS_ID, ACCESS_SECRET, S3Server
 from tests.support.tls import certificate, server_tls  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
+
+
+@pytest.fixture
+async def db(database_url: str) -> AsyncIterator[Database]:  # noqa: F811 - the fixture above
+    """A database with its tables, on SQLite and on PostgreSQL."""
+    database = Database(database_url)
+    await upgrade(database)
+    yield database
+    await database.close()
 
 
 @pytest.fixture(scope="session")

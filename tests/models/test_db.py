@@ -16,18 +16,9 @@ from models.migrations import upgrade
 from models.tables import ApiKey, User
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
 MOMENT = datetime(2026, 11, 21, 12, 30, tzinfo=timezone(timedelta(hours=2)))
-
-
-@pytest.fixture
-async def db(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    await upgrade(database)
-    yield database
-    await database.close()
 
 
 async def add_user(db: Database, name: str) -> None:

@@ -12,22 +12,12 @@ import pytest
 from sqlalchemy import func, insert, select
 
 from models.db import Database, DatabaseError, utc_now
-from models.migrations import upgrade
 from models.tables import User
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from sqlalchemy.engine import Connection
-
-
-@pytest.fixture
-async def db(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    await upgrade(database)
-    yield database
-    await database.close()
 
 
 def add(connection: Connection, name: str) -> str:

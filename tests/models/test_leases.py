@@ -2,16 +2,9 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
-
-import pytest
 
 from models.db import Database, utc_now
 from models.leases import NamedLease, about_to_delete, about_to_name
-from models.migrations import upgrade
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 
 class Clock:
@@ -22,14 +15,6 @@ class Clock:
 
     def __call__(self) -> datetime:
         return utc_now() + timedelta(seconds=self.ahead)
-
-
-@pytest.fixture
-async def db(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    await upgrade(database)
-    yield database
-    await database.close()
 
 
 async def test_one_holds_and_the_next_takes_over_when_it_falls_silent(db: Database) -> None:
