@@ -47,8 +47,12 @@ SAVE_AT_ONCE = 100
 """Outcomes written together; where nothing is composed that is a chunk: a transaction costs more than a product."""
 LONE_TRIES = 3
 """After its decoder died among others; each that dies again costs the time of one product and a process's start."""
-MOST_TRIES = 6
-"""A product during whose composing workers died this often is failed; its own decoder dying counts as well."""
+MOST_TRIES = 20
+"""A product during whose composing workers died this often is failed; its own decoder dying counts as well.
+
+Many, since a picture is decoded in a process of its own: whoever dies with a worker was most likely only there when
+somebody killed it. A product with a try behind it is composed alone, so the others are not held up.
+"""
 MOST_CHUNK_ATTEMPTS = 8 * FAILED_TAKING
 """Takings of a chunk without any progress, after which its products are given up: eight that failed in workers which
 live, or three times as many that ended with their workers."""

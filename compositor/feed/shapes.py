@@ -102,6 +102,7 @@ class Shape:
         self._keys = [child.key for child in taken.values()]
         self._marked = [number for number, child in enumerate(taken.values()) if child.cdata or child.inside]
         self._repeated = [child.key for child in taken.values() if child.repeats]
+        self._skipped = [child.key for child in taken.values() if child.repeats and child.empty]
         self._linked = any(child.key == "link" and child.attributes for child in taken.values())
         self._has_attributes = any(child.attributes for child in children.values())
         self._may_lie_elsewhere = bool(self._repeated) or self._has_attributes
@@ -142,6 +143,7 @@ class Shape:
         """Whether a field's text may be where the pattern does not look: in an attribute, or in a later element."""
         return (
             any(fields.get(key) == "" for key in self._repeated)
+            or any(key not in fields for key in self._skipped)  # the first of several may be self-closing
             or (self._has_attributes and "image_link" not in fields)
             or (self._linked and not fields.get("link"))
         )

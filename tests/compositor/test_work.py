@@ -188,7 +188,7 @@ async def test_tries_that_killed_nobody_do_not_count(
 ) -> None:
     composer.unavailable = TITLES if fault == "composer" else ()
     broken = dataclasses.replace(kit, store=full(kit.store)) if fault == "store" else kit
-    for _ in range(MOST_TRIES + 1):
+    for _ in range(MOST_CHUNK_ATTEMPTS // FAILED_TAKING - 1):
         composer.jobs.clear()
         await let_pauses_pass(rig)
         await take_once(broken, run)

@@ -24,7 +24,7 @@ def test_every_field_has_a_line_with_its_other_names_and_a_meaning() -> None:
 @pytest.mark.parametrize(
     ("field", "text"),
     [
-        ("seed", "whole number, from 0, below 4294967296 |"),
+        ("seed", "whole number, from -1, below 4294967296 |"),
         ("guidance_scale", "number, 0 to 50 |"),
         ("width", "whole number, 64 to 4096, a multiple of 8 |"),
         ("output_format", "`png` or `jpeg` or `webp` | `png` |"),

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from compositor.feed.errors import FeedLimits
@@ -35,6 +35,7 @@ ODD = st.sampled_from(
         "<g:more>1</g:more><g:more>2</g:more>",
         "<g:more> </g:more><g:more>2</g:more>",
         "<g:more/>",
+        "<g:more/><g:more>1</g:more><g:more>2</g:more>",
         "<g:image_link/>",
         '<media:content url="https://x.test/m" medium="image"/>',
         '<enclosure type="image/png" url="https://x.test/e"></enclosure>',
@@ -64,6 +65,7 @@ def test_the_quick_way_reads_what_the_long_way_reads(items: list[str]) -> None:
 
 
 @given(st.lists(ITEM, min_size=1, max_size=12))
+@example(["<item><g:more/><g:more>1</g:more><g:more>2</g:more></item>"])
 @settings(max_examples=200, deadline=None)
 def test_wanted_fields_are_what_they_are_among_all(items: list[str]) -> None:
     wanted = {"id", "image_link", "title", "more"}

@@ -163,7 +163,7 @@ def test_an_entry_that_is_not_pulled_says_how(write: Path) -> None:
     )
     for name in ("mine", "file"):
         with pytest.raises(
-            CheckpointError, match=rf"{name} is in .*catalogue\.toml .*run scripts/checkpoints pull {name}"
+            CheckpointError, match=rf"{name} is in the catalogue .*run scripts/checkpoints pull {name}"
         ):
             locate(name, None, (write.parent,))
 
